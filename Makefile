@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN := runs/demo
+SEEDS ?= 0 1 2
+BIN := $(VENV)/bin
+# one thread for each core is torch's default; more than one process shares them
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo seeds test lint lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+install: $(VENV)/installed  ## a virtual environment with the locked versions
+
+$(VENV)/installed: requirements.lock setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: install  ## synthetic corpus, the three stages of training, comparison table, timeline of a held-out video
+	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py recipes/demo.yaml
+	$(BIN)/python scripts/ablate.py recipes/demo.yaml
+	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/corpus --cache $(RUN)/cache --output $(RUN)/metrics.json
+	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/HELDOUT.mp4 --model $(RUN)/seed-0/joint_cross_attention --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png
+
+seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
+	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+	$(BIN)/python scripts/ablate.py recipes/demo.yaml --seeds $(SEEDS)
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/typos
+
+lock:  ## choose versions anew (needs uv)
+	echo 'torch==2.13.0' > constraints.tmp
+	{ head -2 requirements.lock; uv pip compile setup.py --extra dev --universal --python-version 3.10 --no-annotate \
+	  --no-header --quiet --constraint constraints.tmp | grep -vE '^(nvidia|cuda|triton|setuptools)'; } > lock.tmp
+	mv lock.tmp requirements.lock; rm constraints.tmp
+
+clean:  ## remove what `make` made
+	rm -rf $(VENV) runs

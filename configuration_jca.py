@@ -1,0 +1,165 @@
+"""What a model is: `JCAConfig` and the configurations of the encoders that Transformers does not have."""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+FUSIONS = ("concat", "cross_attention", "joint_cross_attention")
+MODALITIES = ("video", "audio")
+RESNET18_ONE_CHANNEL = {
+    "num_channels": 1,
+    "embedding_size": 64,
+    "hidden_sizes": [64, 128, 256, 512],
+    "depths": [2, 2, 2, 2],
+    "layer_type": "basic",
+}
+
+
+@strict
+class R2Plus1DConfig(PreTrainedConfig):
+    r"""
+    Configuration of an R(2+1)D video encoder (Tran et al., CVPR 2018, arXiv 1711.11248).
+
+    The defaults are R(2+1)D-18, 31.3 M parameters: the visual encoder whose Aff-Wild2 weights the authors of joint
+    cross-attention point to. Smaller `hidden_sizes` and `depths` give networks that train on a CPU.
+
+    Args:
+        num_channels (`int`, defaults to 3): channels of a frame.
+        stem_size (`int`, defaults to 45): channels between the spatial and the temporal convolution of the stem.
+        hidden_sizes (`list[int]`, defaults to `[64, 128, 256, 512]`): channels of each stage; the last is the width of
+            the feature. Every stage but the first halves height, width and time.
+        depths (`list[int]`, defaults to `[2, 2, 2, 2]`): residual blocks of each stage.
+    """
+
+    model_type = "r2plus1d"
+
+    num_channels: int = 3
+    stem_size: int = 45
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+
+    def validate_stages(self):
+        if len(self.hidden_sizes) != len(self.depths) or not self.hidden_sizes:
+            raise ValueError(
+                f"hidden_sizes={list(self.hidden_sizes)} and depths={list(self.depths)} must name the same stages, at "
+                "least one: give one width and one number of blocks for each."
+            )
+
+
+class _EncoderSpec(SubConfigSpec):
+    """Any encoder of Transformers, and ours, which `AutoConfig` knows only where `jca` was imported."""
+
+    def get_config_class(self, model_type: str | None = None):
+        return R2Plus1DConfig if model_type == "r2plus1d" else super().get_config_class(model_type)
+
+
+@strict
+class JCAConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`JCAModel`]: two encoders, a fusion and a regressor for valence and arousal.
+
+    Without arguments it is the fusion of joint cross-attention (arXiv 2203.14779) in the sizes of the authors' code, on
+    the encoders whose trained weights they point to: R(2+1)D-18 for the face, ResNet-18 on one channel for the log-mel
+    spectrogram.
+
+    Args:
+        video_config (`dict | PreTrainedConfig`, *optional*): configuration of the visual encoder, built by
+            `AutoModel.from_config`. Defaults to `R2Plus1DConfig()`.
+        audio_config (`dict | PreTrainedConfig`, *optional*): the same for the audio encoder. Defaults to a
+            `ResNetConfig` that is ResNet-18 with one input channel.
+        modalities (`list[str]`, defaults to `["video", "audio"]`): which of the two the model has. One alone is a
+            unimodal model: its encoder and the regressor, with `fusion="concat"`.
+        num_clips (`int`, defaults to 16): clips in a window, L in the paper. The weights of `joint_cross_attention`
+            mix the clips of a window and are made for this length; the other fusions take any.
+        projection_size (`int`, *optional*, defaults to 128): width to which each modality's feature is projected before
+            the fusion. The paper has no such layer, the authors' code has; `None` leaves it out.
+        fusion (`str`, defaults to `"joint_cross_attention"`): `"concat"`, `"cross_attention"` (FG 2021) or
+            `"joint_cross_attention"`.
+        attention_size (`int`, defaults to 32): k, rows of the attention maps H of joint cross-attention.
+        temperature (`float`, defaults to 1.0): T of the softmax of `cross_attention`. The paper prints no value.
+        regressor_size (`int`, defaults to 128): hidden width of the regressor; every label has its own.
+        regressor_act (`str`, defaults to `"relu"`): its activation. The authors' code has none: `"linear"`.
+        dropout (`float`, defaults to 0.6): dropout of the regressor (authors' code).
+        id2label (`dict[int, str]`, defaults to `{0: "valence", 1: "arousal"}`): the outputs, in order.
+    """
+
+    model_type = "jca"
+    sub_configs_defaults = {
+        "video_config": _EncoderSpec(config_class=AutoConfig, model_type="r2plus1d"),
+        "audio_config": _EncoderSpec(config_class=AutoConfig, model_type="resnet", init_kwargs=RESNET18_ONE_CHANNEL),
+    }
+
+    video_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    modalities: list[str] | tuple[str, ...] = MODALITIES
+    num_clips: int = 16
+    projection_size: int | None = 128
+    fusion: str = "joint_cross_attention"
+    attention_size: int = 32
+    temperature: float | int = 1.0
+    regressor_size: int = 128
+    regressor_act: str = "relu"
+    dropout: float | int = 0.6
+    problem_type: Literal["regression"] | None = "regression"
+
+    # Every saved config.json carries both, whichever class saved it: `register_for_auto_class` records only the class
+    # that was saved, and only `Pipeline.save_pretrained` records the task.
+    _auto_map: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_jca.JCAConfig",
+        "AutoModel": "modeling_jca.JCAModel",
+        "AutoProcessor": "processing_jca.JCAProcessor",
+    }
+    _custom_pipelines: ClassVar[dict[str, dict[str, Any]]] = {
+        "audio-visual-emotion": {
+            "impl": "pipeline_jca.AudioVisualEmotionPipeline",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
+    }
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = {0: "valence", 1: "arousal"}
+            self.label2id = {"valence": 0, "arousal": 1}
+        # `pipeline()` asks for `trust_remote_code=True` for a task listed in `config.custom_pipelines` even where the
+        # installed package has registered that task, so only the copy loaded as remote code exposes the attribute.
+        kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        if __name__.startswith("transformers_modules."):
+            self.custom_pipelines = {task: dict(spec) for task, spec in self._custom_pipelines.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["auto_map"] = {**self._auto_map, **(output.get("auto_map") or {})}
+        output["custom_pipelines"] = {task: dict(spec) for task, spec in self._custom_pipelines.items()}
+        return output
+
+    def validate_fusion(self):
+        modalities = list(self.modalities)
+        if not modalities or len(set(modalities)) != len(modalities) or set(modalities) - set(MODALITIES):
+            raise ValueError(f"modalities={modalities} must be one or both of {list(MODALITIES)}.")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion={self.fusion!r} is not known. Choose one of {', '.join(FUSIONS)}.")
+        if self.fusion != "concat" and len(modalities) < 2:
+            raise ValueError(
+                f"fusion={self.fusion!r} needs video and audio, and modalities={modalities}. A unimodal model takes "
+                'fusion="concat".'
+            )
+
+    def validate_sizes(self):
+        for name in ("num_clips", "attention_size", "regressor_size", "projection_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} divides the correlation and must be above 0.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} is a probability: give a value in [0, 1).")
+
+
+JCAConfig.register_for_auto_class()  # `save_pretrained` copies this file next to the weights
+
+__all__ = ["FUSIONS", "MODALITIES", "JCAConfig", "R2Plus1DConfig"]

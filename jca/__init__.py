@@ -1,0 +1,39 @@
+"""Joint cross-attention audio-visual emotion recognition. Importing `jca` registers everything with Transformers."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers.models.auto.video_processing_auto import (
+    AutoVideoProcessor,
+)  # a placeholder above, without torchvision
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from configuration_jca import JCAConfig, R2Plus1DConfig
+from modeling_jca import JCAModel, R2Plus1DModel, ccc_loss
+from pipeline_jca import AudioVisualEmotionPipeline
+from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
+
+
+__version__ = "0.1.0"
+
+for config_class, model_class in ((JCAConfig, JCAModel), (R2Plus1DConfig, R2Plus1DModel)):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+AutoProcessor.register(JCAConfig, JCAProcessor, exist_ok=True)
+AutoFeatureExtractor.register(JCAConfig, JCAFeatureExtractor, exist_ok=True)
+AutoVideoProcessor.register(JCAConfig, JCAVideoProcessor, exist_ok=True)
+
+if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(
+        "audio-visual-emotion", pipeline_class=AudioVisualEmotionPipeline, pt_model=AutoModel, type="multimodal"
+    )
+
+__all__ = [
+    "AudioVisualEmotionPipeline",
+    "JCAConfig",
+    "JCAFeatureExtractor",
+    "JCAModel",
+    "JCAProcessor",
+    "JCAVideoProcessor",
+    "R2Plus1DConfig",
+    "R2Plus1DModel",
+    "ccc_loss",
+]

@@ -1,0 +1,101 @@
+"""Pictures of a timeline. They need the extra `plots`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+# Okabe and Ito's blue and vermilion: told apart in colour-blind sight and, by their lines, in grey print
+COLORS = {"valence": "#0072B2", "arousal": "#D55E00"}
+LINES = {"valence": "-", "arousal": "--"}
+GAP_COLOR = "0.88"
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """First and one past the last index of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", labels: np.ndarray | None = None) -> None:
+    """
+    Valence and arousal over time and the path through the circumplex, as a picture file.
+
+    Args:
+        rows: of the pipeline, of one face.
+        path: PNG, PDF, SVG or whatever else Matplotlib writes.
+        labels (`np.ndarray` of shape `(frames, 2)`, *optional*): annotated valence and arousal, drawn thin; -5 is a gap.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.collections import LineCollection
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need Matplotlib: pip install 'jca[plots]'") from error
+
+    times = np.array([row["time"] for row in rows])
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    series, circle = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    if labels is not None:
+        labels = np.where(labels[: len(rows)] == -5, np.nan, labels[: len(rows)])
+    for index, (name, color) in enumerate(COLORS.items()):
+        values = [row[name] for row in rows]
+        series.plot(times, values, color=color, linestyle=LINES[name], linewidth=1.8, label=name)
+        if labels is not None:
+            series.plot(
+                times[: len(labels)],
+                labels[:, index],
+                color=color,
+                linewidth=0.7,
+                alpha=0.8,
+                label=f"{name}, annotated",
+            )
+    missing = {
+        "no face": (~np.array([row["face_detected"] for row in rows]), 0.955),
+        "no audio": (~np.array([row["audio_present"] for row in rows]), 0.0),
+    }
+    period = np.median(np.diff(times)) if len(times) > 1 else 1 / 30
+    for name, (flags, bottom) in missing.items():
+        for index, (start, stop) in enumerate(_runs(flags)):
+            series.axvspan(
+                times[start],
+                times[stop - 1] + period,
+                bottom,
+                bottom + 0.045,
+                color="0.35" if name == "no face" else "0.65",
+                linewidth=0,
+                label=f"{name} ({'top' if bottom else 'bottom'})" if index == 0 else None,
+            )
+    series.axhline(0, color="0.6", linewidth=0.8)
+    series.set(
+        xlim=(times[0], times[-1] + period),
+        ylim=(-1.05, 1.05),
+        xlabel="time (s)",
+        ylabel="valence, arousal",
+        title=title,
+    )
+    series.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=8.5)
+
+    points = np.array([[row["valence"], row["arousal"]] for row in rows])
+    segments = np.stack([points[:-1], points[1:]], axis=1)
+    path_line = LineCollection(segments, cmap="viridis", array=times[:-1], linewidth=1.6)
+    circle.add_collection(path_line)
+    circle.add_artist(_circle())
+    circle.axhline(0, color="0.6", linewidth=0.8)
+    circle.axvline(0, color="0.6", linewidth=0.8)
+    for x, y, text in ((-0.98, 0.98, "tense"), (0.98, 0.98, "excited"), (-0.98, -0.98, "sad"), (0.98, -0.98, "calm")):
+        circle.text(
+            x, y, text, ha="left" if x < 0 else "right", va="top" if y > 0 else "bottom", color="0.35", fontsize=9
+        )
+    circle.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal", aspect="equal")
+    figure.colorbar(path_line, ax=circle, label="time (s)", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+def _circle():
+    from matplotlib.patches import Circle
+
+    return Circle((0, 0), 1, fill=False, color="0.6", linewidth=0.8)

@@ -1,0 +1,489 @@
+"""What a model computes: encoders, fusions, regressor and loss. `JCAModel` is the one public model.
+
+Shapes: `batch` windows of `clips` clips; a clip is `frames` face crops and the log-mel spectrogram of the same span.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
+
+
+try:  # copied next to the weights: part of a `transformers_modules.*` package
+    from .configuration_jca import JCAConfig, R2Plus1DConfig
+except ImportError:  # installed or on sys.path: a top-level module
+    from configuration_jca import JCAConfig, R2Plus1DConfig
+
+if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
+    from .pipeline_jca import AudioVisualEmotionPipeline  # noqa: F401
+    from .processing_jca import JCAProcessor  # noqa: F401
+
+
+IGNORED_LABEL = -5.0  # "not annotated" in Aff-Wild2's files
+
+
+# Encoders ------------------------------------------------------------------------------------------------------------
+
+
+class R2Plus1DConv(nn.Sequential):
+    """A 3x3x3 convolution factored into 1x3x3 in space and 3x1x1 in time, with as many parameters (1711.11248, 3.5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, mid_channels: int, stride: int = 1):
+        super().__init__(
+            nn.Conv3d(in_channels, mid_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+            nn.BatchNorm3d(mid_channels),
+            nn.ReLU(),
+            nn.Conv3d(mid_channels, out_channels, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+        )
+
+
+class R2Plus1DBlock(GradientCheckpointingLayer):
+    """Basic residual block of two factored convolutions: `(batch, in, t, h, w)` to `(batch, out, t/s, h/s, w/s)`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        # one width for both convolutions, computed from the block's input as torchvision does
+        mid_channels = (in_channels * out_channels * 27) // (in_channels * 9 + 3 * out_channels)
+        self.conv1 = R2Plus1DConv(in_channels, out_channels, mid_channels, stride)
+        self.norm1 = nn.BatchNorm3d(out_channels)
+        self.conv2 = R2Plus1DConv(out_channels, out_channels, mid_channels)
+        self.norm2 = nn.BatchNorm3d(out_channels)
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm3d(out_channels)
+            )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = self.shortcut(hidden_states)
+        hidden_states = self.norm1(self.conv1(hidden_states)).relu()
+        return (self.norm2(self.conv2(hidden_states)) + residual).relu()
+
+
+class R2Plus1DModel(PreTrainedModel):
+    """R(2+1)D video encoder, numerically torchvision's `r2plus1d_18` at the default configuration."""
+
+    config: R2Plus1DConfig
+    base_model_prefix = "r2plus1d"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["R2Plus1DBlock"]
+
+    def __init__(self, config: R2Plus1DConfig):
+        super().__init__(config)
+        width = config.hidden_sizes[0]
+        self.stem = nn.Sequential(
+            nn.Conv3d(config.num_channels, config.stem_size, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+            nn.BatchNorm3d(config.stem_size),
+            nn.ReLU(),
+            nn.Conv3d(config.stem_size, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+        )
+        stages = []
+        for index, (out_channels, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
+            blocks = [R2Plus1DBlock(width, out_channels, stride=1 if index == 0 else 2)]
+            blocks += [R2Plus1DBlock(out_channels, out_channels, stride=1) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(*blocks))
+            width = out_channels
+        self.stages = nn.ModuleList(stages)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv3d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): normalised crops.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, hidden_sizes[-1], frames / 8, height / 16, width / 16)` and
+            `pooler_output`, its mean, of shape `(batch, hidden_sizes[-1])`.
+        """
+        hidden_states = self.stem(pixel_values.transpose(1, 2))
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=(2, 3, 4))
+        )
+
+
+OWN_ENCODERS = {"r2plus1d": R2Plus1DModel}
+
+
+def build_encoder(config) -> PreTrainedModel:
+    """The encoder of a sub-config. Ours by name, since `AutoModel` knows them only where `jca` was imported."""
+    own = OWN_ENCODERS.get(config.model_type)
+    return AutoModel.from_config(config) if own is None else own(config)
+
+
+def feature_size(config) -> int:
+    """Width of the feature that the encoder of this sub-config makes of a clip."""
+    return getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
+
+
+def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
+    """`(batch, clips, ...)` through the encoder, clip by clip, to pooled features `(batch, clips, dim)`."""
+    return encoder(clips.flatten(0, 1)).pooler_output.flatten(1).unflatten(0, clips.shape[:2])
+
+
+# Fusions -------------------------------------------------------------------------------------------------------------
+# Each takes video and audio `(batch, clips, dim)` and their masks `(batch, clips, 1)`, 1 where the modality is there,
+# and returns both, attended and of the same shape, and a correlation map for each (or None).
+
+
+class ConcatFusion(nn.Module):
+    """No attention: the regressor reads both features side by side."""
+
+    def __init__(self, config: JCAConfig, size: int):
+        super().__init__()
+
+    def forward(self, video, audio, video_mask, audio_mask):
+        return video, audio, None, None
+
+
+class CrossAttentionFusion(nn.Module):
+    r"""
+    Cross-attention (Rajasekhar et al., FG 2021; the authors' slides p. 41-45).
+
+    With features as columns, `Z = X_aᵀ W X_v`; `A_a`, `A_v` are the column-wise softmax of `Z / T`, `Zᵀ / T`;
+    `X̂_a = X_a A_a`, `X̂_v = X_v A_v`; `X_att = tanh(X + X̂)`. The authors' code differs: no temperature, no residual,
+    no tanh. Maps: `(batch, clips, clips)`, entry (i, j) the weight of clip i in what is added to clip j.
+    """
+
+    def __init__(self, config: JCAConfig, size: int):
+        super().__init__()
+        self.temperature = config.temperature
+        self.correlation = nn.Linear(size, size, bias=False)  # W
+
+    def forward(self, video, audio, video_mask, audio_mask):
+        scores = audio @ self.correlation(video).mT / self.temperature  # Z / T: (batch, audio clips, video clips)
+        lowest = torch.finfo(scores.dtype).min  # a clip that is not there is not attended to
+        audio_map = scores.masked_fill(audio_mask == 0, lowest).softmax(dim=1)
+        video_map = scores.mT.masked_fill(video_mask == 0, lowest).softmax(dim=1)
+        return (video + video_map.mT @ video).tanh(), (audio + audio_map.mT @ audio).tanh(), video_map, audio_map
+
+
+class JointCrossAttention(nn.Module):
+    r"""
+    One modality's half of joint cross-attention (arXiv 2203.14779; the authors' slides p. 38-41).
+
+    With `X` and the joint `J = [X_a; X_v]` stored as rows of clips, `L` clips, `d` the width of `J`:
+
+    ```
+    C     = tanh(Xᵀ W_j J / sqrt(d))      W_j: L x L, over the clips     (dim, d)
+    H     = ReLU(W X + W_c C)             W: k x L,  W_c: k x d          (dim, k)
+    X_att = W_h H + X                     W_h: L x k                     (L, dim)
+    ```
+
+    This is the reading of the authors' code (`cam.py`), in which the map correlates features, the clips are contracted
+    and the weights are made for one `L`. They put audio first in `J`; the paper puts it second.
+    """
+
+    def __init__(self, config: JCAConfig, size: int):
+        super().__init__()
+        clips, attention_size = config.num_clips, config.attention_size
+        self.scale = (2 * size) ** -0.5
+        self.joint = nn.Linear(clips, clips, bias=False)  # W_j
+        self.own = nn.Linear(clips, attention_size, bias=False)  # W
+        self.correlated = nn.Linear(2 * size, attention_size, bias=False)  # W_c
+        self.out = nn.Linear(attention_size, clips, bias=False)  # W_h
+
+    def forward(self, features: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        correlation = (features.mT @ self.joint(joint.mT).mT * self.scale).tanh()
+        attention = (self.own(features.mT) + self.correlated(correlation)).relu()
+        return self.out(attention).mT + features, correlation
+
+
+class JointCrossAttentionFusion(nn.Module):
+    """Joint cross-attention of both modalities, see [`JointCrossAttention`]. Maps: `(batch, dim, 2 * dim)`, a feature of
+    the modality against the features `[audio; video]` of the joint representation."""
+
+    def __init__(self, config: JCAConfig, size: int):
+        super().__init__()
+        self.num_clips = config.num_clips
+        self.video_attention = JointCrossAttention(config, size)
+        self.audio_attention = JointCrossAttention(config, size)
+
+    def forward(self, video, audio, video_mask, audio_mask):
+        if video.shape[1] != self.num_clips:
+            raise ValueError(
+                f"The window has {video.shape[1]} clips, and the weights of joint_cross_attention mix {self.num_clips} "
+                f"(config.num_clips). Give windows of {self.num_clips} clips, masked where there is no clip, or train a "
+                "model with that num_clips; the other fusions take any length."
+            )
+        joint = torch.cat([audio, video], dim=-1)
+        video, video_map = self.video_attention(video, joint)
+        audio, audio_map = self.audio_attention(audio, joint)
+        return video, audio, video_map, audio_map
+
+
+FUSION_CLASSES = {
+    "concat": ConcatFusion,
+    "cross_attention": CrossAttentionFusion,
+    "joint_cross_attention": JointCrossAttentionFusion,
+}
+
+
+# Loss ----------------------------------------------------------------------------------------------------------------
+
+
+def _global_sum(sums: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes that train together, with gradients. DDP's mean of the gradients is then the gradient of
+    the global loss, because the backward of this sum is again a sum."""
+    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return all_reduce(sums)
+    return sums
+
+
+def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""
+    `1 - CCC`, averaged over the outputs, of all labelled samples of the global batch.
+
+    `CCC = 2 s_xy / (s_x² + s_y² + (x̄ - ȳ)²)` with population variances (Lin 1989; the paper, equation of the loss; the
+    authors' training code has sample variances). It is no mean over samples: in distributed training its sums are
+    reduced over all processes, so that the loss is that of the whole batch. Computed in float32.
+
+    Args:
+        predictions (`torch.FloatTensor` of shape `(..., outputs)`).
+        labels (`torch.FloatTensor` of the same shape): -5 or NaN where not annotated; those entries are left out. An
+            output without any label counts with a loss of 0.
+
+    Returns:
+        `torch.FloatTensor`: a scalar in [0, 2].
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and predictions {tuple(predictions.shape)}: give one label for "
+            "each clip and output, -5 where there is none."
+        )
+    x, y = predictions.float().flatten(0, -2), labels.float().flatten(0, -2)
+    valid = (y != IGNORED_LABEL) & ~y.isnan()
+    x, y = torch.where(valid, x, 0), torch.where(valid, y, 0)
+    count, x_sum, y_sum = _global_sum(torch.stack([valid.sum(0).float(), x.sum(0), y.sum(0)]))
+    x_mean, y_mean = x_sum / count.clamp(min=1), y_sum / count.clamp(min=1)
+    x, y = torch.where(valid, x - x_mean, 0), torch.where(valid, y - y_mean, 0)
+    xy, xx, yy = _global_sum(torch.stack([(x * y).sum(0), (x * x).sum(0), (y * y).sum(0)]))
+    ccc = 2 * xy / (xx + yy + count * (x_mean - y_mean) ** 2 + 1e-8)
+    return torch.where(count > 0, 1 - ccc, 0 * xy).mean()
+
+
+# Model ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class JCAModelOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, when `labels` are given): see [`ccc_loss`].
+        logits (`torch.FloatTensor` of shape `(batch, clips, outputs)`): valence and arousal at the end of each clip, in
+            about [-1, 1].
+        video_hidden_state, audio_hidden_state (`torch.FloatTensor` of shape `(batch, clips, projection_size)`): the
+            attended features.
+        video_attentions, audio_attentions (`torch.FloatTensor`, with `output_attentions=True`): correlation maps of the
+            fusion; its docstring gives their shape.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    video_hidden_state: torch.FloatTensor | None = None
+    audio_hidden_state: torch.FloatTensor | None = None
+    video_attentions: torch.FloatTensor | None = None
+    audio_attentions: torch.FloatTensor | None = None
+
+
+class JCARegressor(nn.Module):
+    """One output: `(batch, clips, size)` to `(batch, clips, 1)`; fc1 and fc2 of the paper's figure."""
+
+    def __init__(self, config: JCAConfig, size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(size, config.regressor_size)
+        self.act = ACT2FN[config.regressor_act]
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc2 = nn.Linear(config.regressor_size, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.act(self.fc1(hidden_states))))
+
+
+class JCAModel(PreTrainedModel):
+    """Audio-visual model for valence and arousal: two encoders, a fusion, a regressor for each output."""
+
+    config: JCAConfig
+    base_model_prefix = "jca"
+    main_input_name = "pixel_values"
+    input_modalities = ("video", "audio")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # `**kwargs` would make Trainer believe the loss is already divided for accumulation
+    _no_split_modules = ["R2Plus1DBlock"]
+
+    def __init__(self, config: JCAConfig):
+        super().__init__(config)
+        self.sizes = {}  # width of each modality as the fusion sees it
+        for modality in config.modalities:
+            setattr(self, f"{modality}_encoder", build_encoder(getattr(config, f"{modality}_config")))
+            size = getattr(self, f"{modality}_size")
+            self.sizes[modality] = config.projection_size or size
+            if config.projection_size is not None:
+                setattr(self, f"{modality}_projection", nn.Linear(size, config.projection_size))
+        if len(set(self.sizes.values())) > 1 and config.fusion != "concat":
+            raise ValueError(
+                f"fusion={config.fusion!r} needs features of one width, and the encoders make {self.sizes}: set "
+                "projection_size."
+            )
+        if len(self.sizes) > 1:
+            self.fusion = FUSION_CLASSES[config.fusion](config, self.sizes["video"])
+        self.regressors = nn.ModuleList(
+            JCARegressor(config, sum(self.sizes.values())) for _ in range(config.num_labels)
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):  # of fusion, projections and regressors: the encoders have their own
+            init.xavier_uniform_(module.weight)
+
+    @property
+    def video_size(self) -> int:
+        """Width of `video_features`."""
+        return feature_size(self.config.video_config)
+
+    @property
+    def audio_size(self) -> int:
+        """Width of `audio_features`."""
+        return feature_size(self.config.audio_config)
+
+    def get_video_features(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+        """What the visual encoder makes of each clip.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, clips, frames, channels, height, width)`).
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, video_size)`, to be given back as `video_features`.
+        """
+        return encode(self.video_encoder, pixel_values)
+
+    def get_audio_features(self, input_features: torch.FloatTensor) -> torch.FloatTensor:
+        """What the audio encoder makes of each clip.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(batch, clips, mel bands, steps)`): log-mel spectrograms.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, audio_size)`, to be given back as `audio_features`.
+        """
+        return encode(self.audio_encoder, input_features.unsqueeze(2))
+
+    def _modality(self, modality, inputs, features, mask):
+        """Encode, check, project and mask one modality: `(batch, clips, dim)` and its mask `(batch, clips, 1)`."""
+        if features is None and inputs is not None:
+            features = getattr(self, f"get_{modality}_features")(inputs)
+        if features is None:
+            return None, None
+        size = getattr(self, f"{modality}_size")
+        if features.ndim != 3 or features.shape[-1] != size:
+            raise ValueError(
+                f"{modality}_features have shape {tuple(features.shape)} and must be (batch, clips, {size}): {size} is the "
+                f"width of this model's {modality} encoder. Use features that get_{modality}_features of the same encoder "
+                "made."
+            )
+        mask = features.new_ones(features.shape[:2]) if mask is None else mask
+        if mask.shape != features.shape[:2]:
+            raise ValueError(
+                f"{modality}_mask has shape {tuple(mask.shape)} and must be (batch, clips) = {tuple(features.shape[:2])}."
+            )
+        if self.config.projection_size is not None:
+            features = getattr(self, f"{modality}_projection")(features)
+        mask = mask.to(features.dtype).unsqueeze(-1)
+        # `where` and not a product: what stands in a clip that is not there may be anything, NaN too
+        return torch.where(mask == 0, 0, features), mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        video_features: torch.FloatTensor | None = None,
+        audio_features: torch.FloatTensor | None = None,
+        video_mask: torch.Tensor | None = None,
+        audio_mask: torch.Tensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> JCAModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, clips, frames, channels, height, width)`): face crops.
+            input_features (`torch.FloatTensor` of shape `(batch, clips, mel bands, steps)`): log-mel spectrograms.
+            video_features, audio_features (`torch.FloatTensor` of shape `(batch, clips, size)`): what the encoders made
+                of a clip, instead of `pixel_values` and `input_features`.
+            video_mask, audio_mask (`torch.Tensor` of shape `(batch, clips)`): 1 where the modality is there, 0 where it
+                is not (no face, no audio, no clip). A modality given in no form is missing from every clip.
+            labels (`torch.FloatTensor` of shape `(batch, clips, outputs)`): -5 where not annotated.
+            output_attentions (`bool`): return the correlation maps.
+
+        Raises:
+            ValueError: if no input of a modality of the model is given, or shapes do not fit.
+        """
+        given = {
+            "video": (pixel_values, video_features, video_mask),
+            "audio": (input_features, audio_features, audio_mask),
+        }
+        hidden, masks = {}, {}
+        for modality in self.config.modalities:
+            hidden[modality], masks[modality] = self._modality(modality, *given[modality])
+        present = next((m for m in self.config.modalities if hidden[m] is not None), None)
+        if present is None:
+            raise ValueError(
+                f"This model reads {' and '.join(self.config.modalities)}, and none was given: pass pixel_values or "
+                "video_features, input_features or audio_features."
+            )
+        for modality in self.config.modalities:
+            if hidden[modality] is None:  # missing from every clip
+                hidden[modality] = hidden[present].new_zeros(*hidden[present].shape[:2], self.sizes[modality])
+                masks[modality] = torch.zeros_like(masks[present])
+        if len({m.shape for m in masks.values()}) > 1:
+            shapes = {name: tuple(mask.shape[:2]) for name, mask in masks.items()}
+            raise ValueError(f"Video and audio must have the same (batch, clips), and have {shapes}.")
+
+        maps = {}
+        if len(hidden) > 1:
+            hidden["video"], hidden["audio"], maps["video"], maps["audio"] = self.fusion(
+                hidden["video"], hidden["audio"], masks["video"], masks["audio"]
+            )
+        joint = torch.cat([hidden[m] for m in ("audio", "video") if m in hidden], dim=-1)  # in the order of J
+        logits = torch.cat([regressor(joint) for regressor in self.regressors], dim=-1)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        return JCAModelOutput(
+            loss=None if labels is None else ccc_loss(logits, labels),
+            logits=logits,
+            video_hidden_state=hidden.get("video"),
+            audio_hidden_state=hidden.get("audio"),
+            video_attentions=maps.get("video") if output_attentions else None,
+            audio_attentions=maps.get("audio") if output_attentions else None,
+        )
+
+
+JCAModel.register_for_auto_class("AutoModel")
+
+__all__ = ["JCAModel", "JCAModelOutput", "R2Plus1DModel", "ccc_loss"]

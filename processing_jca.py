@@ -1,0 +1,628 @@
+"""Media to model inputs: one PyAV pass over both streams, clips and windows, face crops, log-mel spectrograms.
+
+Everything is placed by time on a grid of `frame_rate` (30) frames a second that starts with the first video frame; at
+30 frames a second grid frames are the file's frames. Frames, samples and clips count from 0.
+"""
+
+import heapq
+import io
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.utils import logging
+from transformers.video_processing_utils import VideoProcessorMixin
+
+
+try:  # not at the mercy of `check_imports`: arrays of features need no decoder
+    import av
+except ImportError:
+    av = None
+
+logger = logging.get_logger(__name__)
+
+FACES = ("center", "given")
+AUDIO_GAP_SECONDS = 0.05  # a jump of the audio clock above this is a gap, below it is jitter of the container
+REORDER_FRAMES = 16  # H.264 and HEVC show at most so many frames in another order than they store them
+
+
+# Clips and windows ---------------------------------------------------------------------------------------------------
+
+
+def clip_frames(present: Sequence[int], length: int = 8, stride: int = 4) -> list[int]:
+    """
+    The `length` frames of a clip, out of those of its span that show a face (authors' code, T-BIOM repository).
+
+    Every `stride`-th, counted back from the last; with fewer than `length * stride` frames a smaller step, with fewer
+    than `length` the last repeated, with none an empty list.
+    """
+    if len(present) < length:
+        return [*present, *[present[-1]] * (length - len(present))] if present else []
+    step = min(stride, len(present) // length)
+    return list(present[len(present) - 1 - step * (length - 1) :: step])
+
+
+def window_plan(
+    num_frames: int, hop: int = 1, num_clips: int = 16, span: int = 32, complete: bool = False
+) -> list[list[int]]:
+    """
+    The windows of a video: for each, the end frames of its `num_clips` clips, which follow each other without overlap.
+
+    A block of `num_clips * span` frames holds `span / hop` windows, shifted by `hop`; together they have a clip that ends
+    at every `hop`-th frame, each once. Ends beyond the video stand in the list (authors' evaluation reader);
+    `complete=True` leaves out windows that have any (their training reader).
+
+    Raises:
+        ValueError: if `hop` does not divide `span`.
+    """
+    if not (isinstance(hop, int) and hop >= 1 and span % hop == 0):
+        divisors = ", ".join(str(d) for d in range(1, span + 1) if span % d == 0)
+        raise ValueError(
+            f"hop={hop!r} frames: clips span {span} frames and follow each other without overlap, so that the hop must "
+            f"divide {span}. Choose one of {divisors}."
+        )
+    plan = []
+    for start in range(0, num_frames, num_clips * span):
+        for phase in range(start + hop - 1, start + span, hop):
+            ends = list(range(phase, phase + num_clips * span, span))
+            if ends[-1] < num_frames or (not complete and phase - hop + 1 < num_frames):
+                plan.append(ends)
+    return plan
+
+
+# Media ---------------------------------------------------------------------------------------------------------------
+
+
+class Waveform:
+    """Mono samples that arrive in pieces, addressed by their position on the media's clock (seconds * sampling rate)."""
+
+    def __init__(self):
+        self.pieces: list[tuple[int, np.ndarray]] = []
+        self.end = -float("inf")
+
+    def write(self, start: int, samples: np.ndarray) -> None:
+        self.pieces.append((start, samples))
+        self.end = max(self.end, start + len(samples))
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, bool]:
+        """Samples `(stop - start,)`, zero where there are none, and whether there are any."""
+        out, found = np.zeros(stop - start, np.float32), False
+        for position, samples in self.pieces:
+            low, high = max(start, position), min(stop, position + len(samples))
+            if low < high:
+                out[low - start : high - start] = samples[low - position : high - position]
+                found = True
+        return out, found
+
+    def forget(self, before: int) -> None:
+        self.pieces = [(start, samples) for start, samples in self.pieces if start + len(samples) > before]
+
+
+class Frame(NamedTuple):
+    """What is known of one frame of the file: `time` in seconds from the first, `box` in its pixels (x0, y0, x1, y1)."""
+
+    time: float
+    box: list[float] | None
+    face_detected: bool
+    audio_present: bool
+
+
+def describe(source: Any) -> str:
+    """A source as an error names it."""
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return repr(os.fspath(source) if isinstance(source, os.PathLike) else source)
+
+
+def open_media(source: Any) -> "av.container.InputContainer":
+    """
+    Open a path, URL, bytes or binary file object.
+
+    Raises:
+        ImportError: without PyAV.
+        FileNotFoundError, IsADirectoryError: if the path is none of a file.
+        ValueError: if FFmpeg finds no media in it, or no video stream.
+    """
+    if av is None:
+        raise ImportError("Reading media needs PyAV: pip install av")
+    name = describe(source)
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if isinstance(source, str) and "://" not in source:
+        if os.path.isdir(source):
+            raise IsADirectoryError(f"{name} is a folder: give a video file.")
+        if not os.path.exists(source):
+            raise FileNotFoundError(f"There is no file {name}: give the path or URL of a video.")
+    try:
+        container = av.open(source)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ValueError(f"{name} can not be opened as media ({error}): give a file that FFmpeg can play.") from error
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        streams = ", ".join(stream.type for stream in container.streams) or "none"
+        container.close()
+        raise ValueError(f"{name} has no video stream that can be decoded (streams: {streams}): give a video.")
+    return container
+
+
+def decode(container: "av.container.InputContainer", sampling_rate: int, timing_only: bool = False) -> Iterator[tuple]:
+    """
+    Both streams in one pass, in the order of the file, in constant memory.
+
+    Yields `("video", seconds, av.VideoFrame)` and `("audio", seconds, samples)`, the samples mono float32 at
+    `sampling_rate` Hz. With `timing_only` the pictures are not decoded and come as None.
+    """
+    video, audio = container.streams.video[0], next(iter(container.streams.audio), None)
+    video.thread_type = "AUTO"
+    rate = float(video.average_rate or video.guessed_rate or 30)
+    last_time, waiting = None, []  # times of packets come in storage order: a heap brings them in order
+    resampler, position, expected = None, 0, None
+    for packet in container.demux([video, audio] if audio else [video]):
+        if packet.stream is video and timing_only:
+            if packet.pts is not None and not packet.is_discard:
+                heapq.heappush(waiting, float(packet.pts * packet.time_base))
+            while waiting and (len(waiting) > REORDER_FRAMES or packet.dts is None):
+                yield "video", heapq.heappop(waiting), None
+            continue
+        try:
+            decoded = packet.decode()
+        except av.error.InvalidDataError as error:
+            logger.warning(f"{container.name}: a damaged {packet.stream.type} packet was left out ({error}).")
+            continue
+        for frame in decoded:
+            if packet.stream is video:
+                time = frame.time
+                if time is None or (last_time is not None and time <= last_time):  # no clock, or one that steps back
+                    time = 0.0 if last_time is None else last_time + 1 / rate
+                last_time = time
+                yield "video", time, frame
+            else:
+                time = frame.time if frame.time is not None else expected or 0.0
+                if expected is None or abs(time - expected) > AUDIO_GAP_SECONDS:
+                    for piece in resampler.resample(None) if resampler else ():
+                        yield "audio", position / sampling_rate, piece.to_ndarray()[0]
+                    resampler = av.AudioResampler(format="flt", layout="mono", rate=sampling_rate)
+                    position = round(time * sampling_rate)
+                    expected = time
+                expected += frame.samples / frame.sample_rate
+                for piece in resampler.resample(frame):
+                    yield "audio", position / sampling_rate, piece.to_ndarray()[0]
+                    position += piece.samples
+    for piece in resampler.resample(None) if resampler else ():
+        yield "audio", position / sampling_rate, piece.to_ndarray()[0]
+
+
+def resample(samples: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:
+    """Mono float `(samples,)` from one rate to another (Hz), by the resampler that decodes media."""
+    if sampling_rate == target_rate:
+        return samples.astype(np.float32)
+    frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="flt", layout="mono")
+    frame.sample_rate = sampling_rate
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=target_rate)
+    return np.concatenate([p.to_ndarray()[0] for p in [*resampler.resample(frame), *resampler.resample(None)]])
+
+
+# Processors of one modality ------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(num_bins: int, num_bands: int, sampling_rate: int) -> torch.Tensor:
+    filters = mel_filter_bank(num_bins, num_bands, 0.0, sampling_rate / 2, sampling_rate, norm=None, mel_scale="htk")
+    return torch.from_numpy(filters.T).float()  # (bands, bins)
+
+
+class JCAFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Log-mel spectrogram of a clip, the front end of the authors' code: 20 ms windows every 10 ms at 44.1 kHz.
+
+    Args:
+        feature_size (`int`, defaults to 64): mel bands, HTK scale, from 0 Hz to half the sampling rate.
+        sampling_rate (`int`, defaults to 44100): in Hz.
+        n_fft (`int`, defaults to 1024), win_length (`int`, defaults to 882), hop_length (`int`, defaults to 441): in
+            samples; a periodic Hann window, centred, with reflection at the ends.
+        floor (`float`, defaults to 1e-10): smallest power; `top_db` (`float`, defaults to 80): range below the loudest
+            cell of the clip, in dB.
+        mean (`float`, defaults to -14.8), std (`float`, defaults to 19.895): of the decibels.
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = 64,
+        sampling_rate: int = 44100,
+        padding_value: float = 0.0,
+        n_fft: int = 1024,
+        win_length: int = 882,
+        hop_length: int = 441,
+        floor: float = 1e-10,
+        top_db: float = 80.0,
+        mean: float = -14.8,
+        std: float = 19.895,
+        **kwargs,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.n_fft, self.win_length, self.hop_length = n_fft, win_length, hop_length
+        self.floor, self.top_db = floor, top_db
+        self.mean, self.std = mean, std
+
+    def decibels(self, audio: torch.Tensor) -> torch.Tensor:
+        """Waveforms `(..., samples)` to log-mel power in dB `(..., feature_size, 1 + samples // hop_length)`."""
+        window = torch.hann_window(self.win_length, periodic=True)
+        spectrum = torch.stft(
+            audio.reshape(-1, audio.shape[-1]),
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        filters = _mel_filters(self.n_fft // 2 + 1, self.feature_size, self.sampling_rate)
+        power = filters @ spectrum.abs().square()
+        decibels = 10 * power.clamp(min=self.floor).log10()
+        decibels = torch.maximum(decibels, decibels.amax(dim=(-2, -1), keepdim=True) - self.top_db)
+        return decibels.unflatten(0, audio.shape[:-1]) if audio.ndim > 1 else decibels[0]
+
+    def __call__(self, audio: Any, return_tensors: str | None = None) -> BatchFeature:
+        """`audio` `(..., samples)` at `sampling_rate` to `input_features` `(..., feature_size, steps)`, normalised."""
+        audio = torch.as_tensor(np.asarray(audio), dtype=torch.float32)
+        if audio.shape[-1] <= self.n_fft // 2:
+            raise ValueError(f"audio has {audio.shape[-1]} samples; a spectrogram needs more than {self.n_fft // 2}.")
+        return BatchFeature(
+            {"input_features": (self.decibels(audio) - self.mean) / self.std}, tensor_type=return_tensors
+        )
+
+
+class JCAVideoProcessor(VideoProcessorMixin):
+    r"""
+    Frames to normalised face crops, with FFmpeg's scaler and torch (Transformers' base class needs torchvision).
+
+    Args:
+        size (`int`, defaults to 112): height and width of a crop in pixels.
+        faces (`str`, defaults to `"center"`): `"center"`: frames are whole pictures, the crop is their central square
+            and no face has been looked for; `"given"`: every frame is a face crop.
+        image_mean, image_std (`list[float]`): of the colours in [0, 1]. Default: those of Kinetics-400 with which the
+            visual encoder was trained (authors' code).
+    """
+
+    model_input_names = ["pixel_values"]
+    size = 112
+    faces = "center"
+    image_mean = [0.43216, 0.394666, 0.37645]
+    image_std = [0.22803, 0.22145, 0.216989]
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name in ("size", "faces", "image_mean", "image_std"):
+            kwargs.setdefault(name, getattr(type(self), name))
+        if kwargs["faces"] not in FACES:
+            raise ValueError(f"faces={kwargs['faces']!r} is not known. Choose one of {', '.join(FACES)}.")
+        super().__init__(**kwargs)
+
+    def crop(self, frame: "av.VideoFrame") -> tuple[np.ndarray, list[float]]:
+        """A frame to its crop `(size, size, 3)` uint8 RGB and the box (x0, y0, x1, y1) of it in the frame's pixels."""
+        width, height, size = frame.width, frame.height, self.size
+        if self.faces == "given":
+            return frame.to_ndarray(format="rgb24", width=size, height=size), [0.0, 0.0, float(width), float(height)]
+        side = min(width, height)
+        # scale first and then cut: one pass of the scaler, over no more pixels than needed
+        scaled = frame.to_ndarray(format="rgb24", width=round(width * size / side), height=round(height * size / side))
+        top, left = (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2
+        y, x = height / scaled.shape[0], width / scaled.shape[1]
+        crop = np.ascontiguousarray(scaled[top : top + size, left : left + size])
+        return crop, [left * x, top * y, (left + size) * x, (top + size) * y]
+
+    def load(self, path: str | os.PathLike) -> np.ndarray:
+        """A face crop from a picture file, `(size, size, 3)` uint8 RGB.
+
+        Raises:
+            ValueError: if the file is no picture.
+        """
+        try:
+            with av.open(os.fspath(path)) as container:
+                frame = next(container.decode(video=0))
+        except (av.error.FFmpegError, IndexError, StopIteration) as error:
+            raise ValueError(f"The crop {os.fspath(path)!r} can not be read as a picture ({error}).") from error
+        return frame.to_ndarray(format="rgb24", width=self.size, height=self.size)
+
+    def preprocess(self, videos: Any, return_tensors: str | None = None) -> BatchFeature:
+        """Crops `(..., height, width, 3)` uint8 to `pixel_values` `(..., 3, height, width)`, normalised."""
+        pixels = torch.as_tensor(np.asarray(videos)).movedim(-1, -3).float() / 255
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
+        return BatchFeature({"pixel_values": (pixels - mean) / std}, tensor_type=return_tensors)
+
+
+# Both modalities -----------------------------------------------------------------------------------------------------
+
+
+class WindowBuffer:
+    """Collects the frames and samples of one video as they are decoded, and hands out its windows.
+
+    Holds what the next block of windows needs, and what the file stores ahead of it, and forgets the rest.
+    """
+
+    def __init__(self, processor: "JCAProcessor", hop: int):
+        self.processor, self.hop = processor, hop
+        self.rate = processor.feature_extractor.sampling_rate
+        self.block_length = processor.num_clips * processor.span
+        self.sound = Waveform()
+        self.grid, self.first = [], 0  # crops of the grid from frame `first` on
+        self.start = 0  # grid frame with which the next block begins
+        self.origin = None  # seconds of the first frame on the media's clock
+        self.last = None  # (seconds from the first frame, crop) of the newest frame
+        self.frames = []  # (seconds, box, face_detected) of the frames not yet handed out
+
+    def _position(self, seconds: float) -> int:
+        return round((self.origin + seconds) * self.rate)
+
+    def _fill(self, stop: float) -> None:
+        """The newest frame stands at every grid frame before `stop`."""
+        while self.first + len(self.grid) < stop:
+            self.grid.append(self.last[1])
+
+    def add_audio(self, seconds: float, samples: np.ndarray) -> None:
+        self.sound.write(round(seconds * self.rate), np.nan_to_num(samples))
+
+    def add_frame(self, seconds: float, crop: Any, box: list[float] | None, face_detected: bool) -> None:
+        if self.origin is None:
+            self.origin = seconds
+        else:  # a grid frame shows the frame that is nearest in time
+            self._fill((self.last[0] + seconds - self.origin) / 2 * self.processor.frame_rate)
+        self.last = (seconds - self.origin, crop)
+        self.frames.append((seconds - self.origin, box, face_detected))
+
+    def finish(self) -> None:
+        self._fill(round(self.last[0] * self.processor.frame_rate) + 1)
+
+    def ready(self, has_audio: bool) -> bool:
+        """Whether all that the next block needs has come."""
+        stop = self.start + self.block_length
+        return self.first + len(self.grid) >= stop and (
+            not has_audio or self.sound.end >= self._position(stop / self.processor.frame_rate)
+        )
+
+    def pop(self) -> Iterator[dict[str, Any]]:
+        """The windows of the next block."""
+        num_frames = self.first + len(self.grid)
+        for ends in self.processor.plan(min(num_frames - self.start, self.block_length), self.hop):
+            yield self._window([self.start + end for end in ends], num_frames)
+        self.start += self.block_length
+        keep = self.start - self.processor.span + 1
+        del self.grid[: keep - self.first]
+        self.first = keep
+        self.sound.forget(self._position(keep / self.processor.frame_rate))
+
+    def _window(self, ends: list[int], num_frames: int) -> dict[str, Any]:
+        clips = [self._clip(end, num_frames) for end in ends]
+        period = 1 / self.processor.frame_rate
+        frames, self.frames = (
+            [
+                Frame(time, box, found, self.sound.read(self._position(time), self._position(time + period))[1])
+                for time, box, found in self.frames
+            ],
+            [],
+        )
+        return {
+            "crops": np.stack([clip[0] for clip in clips]),
+            "waveforms": np.stack([clip[1] for clip in clips]),
+            "video_mask": np.array([clip[2] for clip in clips]),
+            "audio_mask": np.array([clip[3] for clip in clips]),
+            "end_frames": np.array(ends),
+            "frames": frames,
+        }
+
+    def _clip(self, end: int, num_frames: int) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+        """Crops `(clip_length, size, size, 3)` and waveform `(samples,)` of the clip that ends with grid frame `end`,
+        and whether they show a face and hold sound; a clip that lies wholly beyond the video has neither."""
+        processor, low = self.processor, end - self.processor.span + 1
+        span = range(max(low, 0), min(end + 1, num_frames))
+        faces = [g for g in span if self.grid[g - self.first] is not None]
+        chosen = clip_frames(faces, processor.clip_length, processor.clip_stride)
+        for g in set(chosen):
+            if not isinstance(crop := self.grid[g - self.first], np.ndarray):  # loaded once, when first needed
+                self.grid[g - self.first] = processor.video_processor.load(crop)
+        size = processor.video_processor.size
+        crops = np.zeros((processor.clip_length, size, size, 3), np.uint8)
+        if chosen:
+            crops = np.stack([self.grid[g - self.first] for g in chosen])
+        start = self._position(low / processor.frame_rate)
+        waveform, audible = self.sound.read(start, start + round(processor.span * self.rate / processor.frame_rate))
+        return crops, waveform, bool(chosen), audible and len(span) > 0
+
+
+class JCAProcessor(ProcessorMixin):
+    r"""
+    Media to windows of clips: `model(**processor(videos="interview.mp4", return_tensors="pt"))`.
+
+    Without arguments: the paper's 16 clips of 8 crops at 112x112, every 4th frame of a 32-frame span, each with the
+    log-mel spectrogram of the same span.
+
+    Args:
+        feature_extractor ([`JCAFeatureExtractor`], *optional*), video_processor ([`JCAVideoProcessor`], *optional*).
+        frame_rate (`float`, defaults to 30): frames a second of the grid on which clips are counted.
+        clip_length (`int`, defaults to 8): crops in a clip; `clip_stride` (`int`, defaults to 4): grid frames between
+            them. A clip spans `clip_length * clip_stride` frames.
+        num_clips (`int`, defaults to 16): clips in a window, as the model's `config.num_clips`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor=None,
+        video_processor=None,
+        frame_rate: float = 30.0,
+        clip_length: int = 8,
+        clip_stride: int = 4,
+        num_clips: int = 16,
+        **kwargs,
+    ):
+        self.frame_rate = frame_rate
+        self.clip_length, self.clip_stride = clip_length, clip_stride
+        self.num_clips = num_clips
+        super().__init__(feature_extractor or JCAFeatureExtractor(), video_processor or JCAVideoProcessor(), **kwargs)
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        # Transformers has `VideoProcessorMixin` in its namespace only where torchvision is installed
+        if argument_name == "video_processor":
+            if not isinstance(argument, VideoProcessorMixin):
+                raise TypeError(f"Received a {type(argument).__name__} for argument video_processor.")
+            return VideoProcessorMixin
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_features", "video_mask", "audio_mask"]
+
+    @property
+    def span(self) -> int:
+        """Grid frames of a clip."""
+        return self.clip_length * self.clip_stride
+
+    def plan(self, num_frames: int, hop: int = 8) -> list[list[int]]:
+        """[`window_plan`] of a video of `num_frames` grid frames in this processor's sizes."""
+        return window_plan(num_frames, hop, self.num_clips, self.span)
+
+    def windows(
+        self,
+        source: Any,
+        *,
+        audio: np.ndarray | None = None,
+        hop: int = 8,
+        fps: float = 30.0,
+        sampling_rate: int | None = None,
+        crops_dir: str | os.PathLike | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        The windows of one video, as they come, in one pass over the file.
+
+        Args:
+            source: path, URL, bytes or binary file object; or frames `(frames, height, width, 3)` uint8.
+            audio (`np.ndarray` of shape `(samples,)`, *optional*): mono waveform that begins with the first frame, in
+                place of the file's own.
+            hop (`int`, defaults to 8): grid frames between the ends of the clips that are computed.
+            fps (`float`, defaults to 30): rate of frames given as an array. For a file its own times hold.
+            sampling_rate (`int`, *optional*): of `audio` in Hz; left out, the feature extractor's.
+            crops_dir (`str`, *optional*): Aff-Wild2's folder of face crops `00001.jpg`, ... for the frames of the file;
+                a missing one means that the frame has no face. The file's own pictures are not decoded then.
+
+        Yields:
+            A dict of `crops` `(clips, clip_length, size, size, 3)` uint8, `waveforms` `(clips, samples)` float32,
+            `video_mask` and `audio_mask` `(clips,)` bool, `end_frames` `(clips,)` on the grid, and `frames`, a list of
+            [`Frame`]: the frames of the file that were read since the last window. [`JCAProcessor.inputs`] makes
+            tensors of it.
+
+        Raises:
+            ValueError, FileNotFoundError, IsADirectoryError: if an argument is wrong or the source can not be read.
+        """
+        self.plan(0, hop)  # raises for a wrong hop before anything is opened
+        buffer, has_audio = WindowBuffer(self, hop), False
+        for kind, seconds, data in self._events(source, audio, fps, sampling_rate, crops_dir):
+            if kind == "audio":
+                has_audio = True
+                buffer.add_audio(seconds, data)
+            elif kind == "video":
+                buffer.add_frame(seconds, *data)
+            else:
+                has_audio = data
+            if buffer.ready(has_audio):
+                yield from buffer.pop()
+        if buffer.last is None:
+            raise ValueError(f"{describe(source)} holds no video frame that can be decoded: is the file complete?")
+        buffer.finish()
+        while buffer.start < buffer.first + len(buffer.grid):
+            yield from buffer.pop()
+
+    def _events(self, source, audio, fps, sampling_rate, crops_dir) -> Iterator[tuple[str, float, Any]]:
+        """First `("has_audio", 0, bool)`, then `("video", seconds, (crop, box, face_detected))` and `("audio", seconds,
+        samples)` of any source. A crop is an array, the path of a picture, or None where there is no face."""
+        rate, given = self.feature_extractor.sampling_rate, self.video_processor.faces == "given"
+        if audio is not None:
+            if np.ndim(audio) != 1 or not np.issubdtype(np.asarray(audio).dtype, np.floating):
+                raise ValueError(
+                    f"audio has shape {np.shape(audio)} and dtype {np.asarray(audio).dtype}; give a mono waveform "
+                    "(samples,) of floats in [-1, 1]."
+                )
+            audio = resample(audio, sampling_rate or rate, rate)
+        if not isinstance(source, (str, bytes, os.PathLike)) and not hasattr(source, "read"):
+            pictures = np.asarray(source)
+            if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+                raise ValueError(
+                    f"Frames have shape {pictures.shape} and dtype {pictures.dtype}; give (frames, height, width, 3) uint8 "
+                    "RGB, or the path, URL or bytes of one video."
+                )
+            yield "has_audio", 0.0, audio is not None
+            if audio is not None:
+                yield "audio", 0.0, audio
+            for index, picture in enumerate(pictures):
+                crop, box = self.video_processor.crop(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+                yield "video", index / fps, (crop, box, given)
+            return
+        crops = None if crops_dir is None else {int(path.stem): path for path in Path(crops_dir).glob("*.jpg")}
+        with open_media(source) as container:
+            yield "has_audio", 0.0, audio is not None or bool(container.streams.audio)
+            number = 0
+            for kind, seconds, data in decode(container, rate, timing_only=crops is not None):
+                if kind == "audio":
+                    if audio is None:
+                        yield kind, seconds, data
+                    continue
+                number += 1  # Aff-Wild2's files count from 1
+                if number == 1 and audio is not None:
+                    yield "audio", seconds, audio
+                if crops is None:
+                    crop, box = self.video_processor.crop(data)
+                    yield kind, seconds, (crop, box, given)
+                else:
+                    yield kind, seconds, (crops.get(number), None, number in crops)
+
+    def inputs(self, window: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1."""
+        return {
+            "pixel_values": self.video_processor(window["crops"])["pixel_values"][None],
+            "input_features": self.feature_extractor(window["waveforms"])["input_features"][None],
+            "video_mask": torch.from_numpy(window["video_mask"])[None],
+            "audio_mask": torch.from_numpy(window["audio_mask"])[None],
+        }
+
+    def __call__(
+        self,
+        videos: Any,
+        audio: np.ndarray | None = None,
+        *,
+        fps: float = 30.0,
+        sampling_rate: int | None = None,
+        hop: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """
+        All windows of one video as one batch: `pixel_values` `(batch, clips, clip_length, 3, size, size)`,
+        `input_features` `(batch, clips, bands, steps)`, `video_mask` and `audio_mask` `(batch, clips)`.
+
+        Args:
+            videos: path, URL, bytes or binary file object, whose audio is read with it; or frames `(frames, height,
+                width, 3)` uint8.
+            audio, fps, sampling_rate: see [`JCAProcessor.windows`].
+            hop (`int`, *optional*): grid frames between the ends of the clips; left out, the span of a clip, so that
+                windows and clips follow each other and `processor.plan(frames, hop)` says where each ends.
+        """
+        windows = self.windows(videos, audio=audio, hop=hop or self.span, fps=fps, sampling_rate=sampling_rate)
+        inputs = [self.inputs(window) for window in windows]
+        return BatchFeature(
+            {name: torch.cat([part[name] for part in inputs]) for name in self.model_input_names},
+            tensor_type=return_tensors,
+        )
+
+
+JCAProcessor.register_for_auto_class()
+JCAFeatureExtractor.register_for_auto_class()
+JCAVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+
+__all__ = ["Frame", "JCAFeatureExtractor", "JCAProcessor", "JCAVideoProcessor", "clip_frames", "window_plan"]

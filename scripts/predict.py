@@ -1,0 +1,36 @@
+"""Valence and arousal of every frame of a video: a CSV file, and a picture if asked for."""
+
+import argparse
+
+from transformers import pipeline
+
+import jca  # noqa: F401  (registers the pipeline)
+from jca.timeline import write_csv
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("video", help="path or URL")
+    parser.add_argument("--model", required=True, help="folder or Hub repository of a model")
+    parser.add_argument("--csv", required=True, help="file to write, a line for each frame")
+    parser.add_argument("--plot", help="picture to write: valence and arousal over time and in the circumplex")
+    parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
+    parser.add_argument("--smoothing", help='odd number of frames, or "paper"; none by default')
+    arguments = parser.parse_args()
+    smoothing = arguments.smoothing
+    if smoothing is not None and smoothing != "paper":
+        smoothing = int(smoothing)
+    rows = pipeline("audio-visual-emotion", model=arguments.model)(
+        arguments.video, hop=arguments.hop, smoothing=smoothing
+    )
+    write_csv(rows, arguments.csv)
+    print(f"{len(rows)} frames: {arguments.csv}")
+    if arguments.plot:
+        from jca.plots import plot_timeline
+
+        plot_timeline(rows, arguments.plot, title=arguments.video)
+        print(f"picture: {arguments.plot}")
+
+
+if __name__ == "__main__":
+    main()

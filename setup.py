@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+root = Path(__file__).parent
+
+setup(
+    name="jca",
+    version=re.search(r'__version__ = "(.+)"', (root / "jca/__init__.py").read_text())[1],
+    description="Face and voice in, a valence/arousal timeline out: joint cross-attention as a Transformers model",
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    # the flat modules travel with checkpoints and are importable on their own; jca/ is what a checkpoint need not carry
+    py_modules=["configuration_jca", "modeling_jca", "processing_jca", "pipeline_jca"],
+    packages=find_packages(include=["jca", "jca.*"]),
+    package_data={"jca": ["py.typed"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "av>=14",
+        "datasets>=5",
+        "evaluate>=0.4.6",
+        "huggingface-hub>=2",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "soundfile>=0.12",
+        "torch>=2.6",
+        "tqdm>=4.66",
+        "transformers>=5.20",
+    ],
+    extras_require={
+        "plots": ["matplotlib>=3.9"],
+        "dev": ["matplotlib>=3.9", "pre-commit>=4", "pytest>=8", "ruff>=0.12", "typos>=1.30"],
+    },
+)
