@@ -41,7 +41,7 @@ lint: install  ## style and spelling
 lock:  ## choose versions anew (needs uv)
 	echo 'torch==2.13.0' > constraints.tmp
 	{ head -2 requirements.lock; uv pip compile setup.py --extra dev --universal --python-version 3.10 --no-annotate \
-	  --no-header --quiet --constraint constraints.tmp | grep -vE '^(nvidia|cuda|triton|setuptools)'; } > lock.tmp
+	  --no-header --quiet --constraint constraints.tmp | grep -vE '^(nvidia|cuda|triton)'; } > lock.tmp
 	mv lock.tmp requirements.lock; rm constraints.tmp
 
 clean:  ## remove what `make` made

@@ -336,7 +336,7 @@ class JCAVideoProcessor(VideoProcessorMixin):
 
     def preprocess(self, videos: Any, return_tensors: str | None = None) -> BatchFeature:
         """Crops `(..., height, width, 3)` uint8 to `pixel_values` `(..., 3, height, width)`, normalised."""
-        pixels = torch.as_tensor(np.asarray(videos)).movedim(-1, -3).float() / 255
+        pixels = torch.as_tensor(np.asarray(videos)).movedim(-1, -3) / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
         return BatchFeature({"pixel_values": (pixels - mean) / std}, tensor_type=return_tensors)
 

@@ -22,7 +22,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     # the flat modules travel with checkpoints and are importable on their own; jca/ is what a checkpoint need not carry
-    py_modules=["configuration_jca", "modeling_jca", "processing_jca", "pipeline_jca"],
+    py_modules=["configuration_jca", "encoders_jca", "modeling_jca", "processing_jca", "pipeline_jca"],
     packages=find_packages(include=["jca", "jca.*"]),
     package_data={"jca": ["py.typed"]},
     install_requires=[
@@ -41,6 +41,6 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.9"],
-        "dev": ["matplotlib>=3.9", "pre-commit>=4", "pytest>=8", "ruff>=0.12", "typos>=1.30"],
+        "dev": ["matplotlib>=3.9", "pre-commit>=4", "pytest>=8", "ruff>=0.12", "setuptools>=77", "typos>=1.30"],
     },
 )

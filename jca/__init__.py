@@ -7,7 +7,8 @@ from transformers.models.auto.video_processing_auto import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_jca import JCAConfig, R2Plus1DConfig
-from modeling_jca import JCAModel, R2Plus1DModel, ccc_loss
+from encoders_jca import R2Plus1DModel
+from modeling_jca import JCAModel, ccc_loss
 from pipeline_jca import AudioVisualEmotionPipeline
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
 

@@ -192,7 +192,7 @@ class ClipDataset(torch.utils.data.Dataset):
         row, processor = self.clips[int(self.rows[index])], self.processor
         if self.modality == "video":
             size = processor.video_processor.size
-            crops = np.frombuffer(row["crops"], np.uint8).reshape(1, processor.clip_length, size, size, 3)
+            crops = np.frombuffer(bytearray(row["crops"]), np.uint8).reshape(1, processor.clip_length, size, size, 3)
             inputs = {"pixel_values": processor.video_processor(crops)["pixel_values"]}
         else:
             mel = np.frombuffer(row["input_features"], np.float16).astype(np.float32)

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -60,17 +60,16 @@ class Recipe:
     video: StageArguments
     audio: StageArguments
     fusion: StageArguments
-    mixed_precision: str = "no"
 
 
 def _parse(kind: type, section: dict, where: str):
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(section) - known):
-        raise ValueError(f"{where} does not know {', '.join(unknown)}. It takes {', '.join(sorted(known))}.")
-    try:
-        return HfArgumentParser(kind).parse_dict(section)[0]
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where}: there is no key {', '.join(unknown)}. It takes {', '.join(sorted(known))}.")
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    if lacking := sorted(needed - set(section)):
+        raise ValueError(f"{where}: the key {', '.join(lacking)} is needed.")
+    return HfArgumentParser(kind).parse_dict(section)[0]
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -90,15 +89,12 @@ def load_recipe(path: str | Path) -> Recipe:
             raise ValueError(f"{path} lacks the key {name}.")
     if unknown := sorted(set(content["model"]) - {f.name for f in fields(JCAConfig)}):
         raise ValueError(f"{path}, section model: JCAConfig does not know {', '.join(unknown)}.")
-    sections = {
-        stage: _parse(StageArguments, content.get(stage) or {}, f"{path}, section {stage}:") for stage in STAGES
-    }
+    sections = {stage: _parse(StageArguments, content.get(stage) or {}, f"{path}, section {stage}") for stage in STAGES}
     return Recipe(
-        data=_parse(DataArguments, content["data"], f"{path}, section data:"),
+        data=_parse(DataArguments, content["data"], f"{path}, section data"),
         output_dir=content["output_dir"],
         model=content["model"],
         processor=content.get("processor") or {},
-        mixed_precision=content.get("mixed_precision", "no"),
         **sections,
     )
 
@@ -136,7 +132,6 @@ def fit(
     folder: str | Path,
     processor: JCAProcessor,
     seed: int = 0,
-    mixed_precision: str = "no",
 ) -> dict:
     """
     Train the parameters of `model` that ask for gradients, and keep the weights of the epoch with the best validation CCC.
@@ -146,18 +141,16 @@ def fit(
         validate: called after every epoch; returns metrics with `ccc`.
         folder: gets the best model and the processor, `metrics.json` at the end, and in between `state/`, from which a
             run that was stopped goes on with its next epoch.
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
+
+    Mixed precision and the number of processes are Accelerate's: `accelerate launch --mixed_precision bf16 ...`.
 
     Returns:
         The content of `metrics.json`: the best epoch's metrics, the history and the settings.
     """
     folder = Path(folder)
     set_seed(seed)
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        # without a seedable sampler a run that goes on would draw another order than one never stopped
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
-    )
+    # without a seedable sampler a run that goes on would draw another order than one never stopped
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed))
     loader = DataLoader(dataset, arguments.batch_size, shuffle=True, drop_last=len(dataset) > arguments.batch_size)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], arguments.learning_rate, weight_decay=arguments.weight_decay
@@ -282,7 +275,6 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0) -> Path:
         folder,
         processor,
         seed,
-        recipe.mixed_precision,
     )
     return folder
 
@@ -344,6 +336,5 @@ def train_fusion(recipe: Recipe, seed: int = 0, row: str | None = None) -> Path:
         folder,
         processor,
         seed,
-        recipe.mixed_precision,
     )
     return folder
