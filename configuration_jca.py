@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
-FUSIONS = ("concat", "cross_attention", "joint_cross_attention")
+FUSIONS = ("concat", "cross_attention", "joint_cross_attention", "dense_co_attention", "transformer")
 MODALITIES = ("video", "audio")
 RESNET18_ONE_CHANNEL = {
     "num_channels": 1,
@@ -73,11 +73,24 @@ class JCAConfig(PreTrainedConfig):
         modalities (`list[str]`, defaults to `["video", "audio"]`): which of the two the model has. One alone is a
             unimodal model: its encoder and the regressor, with `fusion="concat"`.
         num_clips (`int`, defaults to 16): clips in a window, L in the paper. The weights of `joint_cross_attention`
-            mix the clips of a window and are made for this length; the other fusions take any.
+            and `dense_co_attention` mix the clips of a window and are made for this length; the others take any.
         projection_size (`int`, *optional*, defaults to 128): width to which each modality's feature is projected before
             the fusion. The paper has no such layer, the authors' code has; `None` leaves it out.
-        fusion (`str`, defaults to `"joint_cross_attention"`): `"concat"`, `"cross_attention"` (FG 2021) or
-            `"joint_cross_attention"`.
+        fusion (`str`, defaults to `"joint_cross_attention"`): `"concat"`, `"cross_attention"` (FG 2021),
+            `"joint_cross_attention"` (the paper), `"dense_co_attention"` (what the authors' second repository trains) or
+            `"transformer"` (a baseline of today).
+        num_recursions (`int`, defaults to 1): times the fusion is applied to its own output, with the same weights
+            (recursive joint attention, ICASSP 2023; 3 is the best of RJCMA's table).
+        gated (`bool`, defaults to `False`): a learnt gate weighs attended against unattended features.
+        temporal (`list[str]`, defaults to `[]`): where bidirectional LSTMs stand: `"video"` and `"audio"` before the
+            fusion, `"joint"` after it.
+        normalize_features (`bool`, defaults to `False`): L2-normalise the encoders' features (authors' second repository).
+        scrambled_positions (`bool`, defaults to `False`): view a flattened visual map as the authors' code does, which
+            mixes channels and places; for weights trained so.
+        head_input (`str`, defaults to `"attended"`): what the regressors read, `"attended"`: both attended features (the
+            paper), or `"raw_video"`: the encoder's visual feature beside the attended one, for checkpoints of the
+            authors' code, which computes the attended audio and does not use it.
+        num_attention_heads (`int`, defaults to 4): of `transformer`.
         attention_size (`int`, defaults to 32): k, rows of the attention maps H of joint cross-attention.
         temperature (`float`, defaults to 1.0): T of the softmax of `cross_attention`. The paper prints no value.
         regressor_size (`int`, defaults to 128): hidden width of the regressor; every label has its own.
@@ -98,6 +111,13 @@ class JCAConfig(PreTrainedConfig):
     num_clips: int = 16
     projection_size: int | None = 128
     fusion: str = "joint_cross_attention"
+    num_recursions: int = 1
+    gated: bool = False
+    temporal: list[str] | tuple[str, ...] = ()
+    normalize_features: bool = False
+    scrambled_positions: bool = False
+    head_input: Literal["attended", "raw_video"] = "attended"
+    num_attention_heads: int = 4
     attention_size: int = 32
     temperature: float | int = 1.0
     regressor_size: int = 128
@@ -148,9 +168,20 @@ class JCAConfig(PreTrainedConfig):
                 f"fusion={self.fusion!r} needs video and audio, and modalities={modalities}. A unimodal model takes "
                 'fusion="concat".'
             )
+        if unknown := set(self.temporal) - {*modalities, "joint"}:
+            raise ValueError(f"temporal names {sorted(unknown)}: choose among {[*modalities, 'joint']}.")
+        if self.head_input == "raw_video" and len(modalities) < 2:
+            raise ValueError(f'head_input="raw_video" needs video and audio, and modalities={modalities}.')
 
     def validate_sizes(self):
-        for name in ("num_clips", "attention_size", "regressor_size", "projection_size"):
+        for name in (
+            "num_clips",
+            "attention_size",
+            "regressor_size",
+            "projection_size",
+            "num_recursions",
+            "num_attention_heads",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")

@@ -1,4 +1,4 @@
-"""What a model computes: fusions, regressor and loss over the encoders. `JCAModel` is the one public model.
+"""What a model computes: encoders, fusion, regressors and loss. `JCAModel` is the one public model.
 
 Shapes: `batch` windows of `clips` clips; a clip is `frames` face crops and the log-mel spectrogram of the same span.
 """
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -18,9 +18,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .configuration_jca import JCAConfig
     from .encoders_jca import build_encoder, encode, feature_size
+    from .fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import JCAConfig
     from encoders_jca import build_encoder, encode, feature_size
+    from fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
     from .pipeline_jca import AudioVisualEmotionPipeline  # noqa: F401
@@ -28,104 +30,6 @@ if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line 
 
 
 IGNORED_LABEL = -5.0  # "not annotated" in Aff-Wild2's files
-
-
-# Fusions -------------------------------------------------------------------------------------------------------------
-# Each takes video and audio `(batch, clips, dim)` and their masks `(batch, clips, 1)`, 1 where the modality is there,
-# and returns both, attended and of the same shape, and a correlation map for each (or None).
-
-
-class ConcatFusion(nn.Module):
-    """No attention: the regressor reads both features side by side."""
-
-    def __init__(self, config: JCAConfig, size: int):
-        super().__init__()
-
-    def forward(self, video, audio, video_mask, audio_mask):
-        return video, audio, None, None
-
-
-class CrossAttentionFusion(nn.Module):
-    r"""
-    Cross-attention (Rajasekhar et al., FG 2021; the authors' slides p. 41-45).
-
-    With features as columns, `Z = X_aᵀ W X_v`; `A_a`, `A_v` are the column-wise softmax of `Z / T`, `Zᵀ / T`;
-    `X̂_a = X_a A_a`, `X̂_v = X_v A_v`; `X_att = tanh(X + X̂)`. The authors' code differs: no temperature, no residual,
-    no tanh. Maps: `(batch, clips, clips)`, entry (i, j) the weight of clip i in what is added to clip j.
-    """
-
-    def __init__(self, config: JCAConfig, size: int):
-        super().__init__()
-        self.temperature = config.temperature
-        self.correlation = nn.Linear(size, size, bias=False)  # W
-
-    def forward(self, video, audio, video_mask, audio_mask):
-        scores = audio @ self.correlation(video).mT / self.temperature  # Z / T: (batch, audio clips, video clips)
-        lowest = torch.finfo(scores.dtype).min  # a clip that is not there is not attended to
-        audio_map = scores.masked_fill(audio_mask == 0, lowest).softmax(dim=1)
-        video_map = scores.mT.masked_fill(video_mask == 0, lowest).softmax(dim=1)
-        return (video + video_map.mT @ video).tanh(), (audio + audio_map.mT @ audio).tanh(), video_map, audio_map
-
-
-class JointCrossAttention(nn.Module):
-    r"""
-    One modality's half of joint cross-attention (arXiv 2203.14779; the authors' slides p. 38-41).
-
-    With `X` and the joint `J = [X_a; X_v]` stored as rows of clips, `L` clips, `d` the width of `J`:
-
-    ```
-    C     = tanh(Xᵀ W_j J / sqrt(d))      W_j: L x L, over the clips     (dim, d)
-    H     = ReLU(W X + W_c C)             W: k x L,  W_c: k x d          (dim, k)
-    X_att = W_h H + X                     W_h: L x k                     (L, dim)
-    ```
-
-    This is the reading of the authors' code (`cam.py`), in which the map correlates features, the clips are contracted
-    and the weights are made for one `L`. They put audio first in `J`; the paper puts it second.
-    """
-
-    def __init__(self, config: JCAConfig, size: int):
-        super().__init__()
-        clips, attention_size = config.num_clips, config.attention_size
-        self.scale = (2 * size) ** -0.5
-        self.joint = nn.Linear(clips, clips, bias=False)  # W_j
-        self.own = nn.Linear(clips, attention_size, bias=False)  # W
-        self.correlated = nn.Linear(2 * size, attention_size, bias=False)  # W_c
-        self.out = nn.Linear(attention_size, clips, bias=False)  # W_h
-
-    def forward(self, features: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        correlation = (features.mT @ self.joint(joint.mT).mT * self.scale).tanh()
-        attention = (self.own(features.mT) + self.correlated(correlation)).relu()
-        return self.out(attention).mT + features, correlation
-
-
-class JointCrossAttentionFusion(nn.Module):
-    """Joint cross-attention of both modalities, see [`JointCrossAttention`]. Maps: `(batch, dim, 2 * dim)`, a feature of
-    the modality against the features `[audio; video]` of the joint representation."""
-
-    def __init__(self, config: JCAConfig, size: int):
-        super().__init__()
-        self.num_clips = config.num_clips
-        self.video_attention = JointCrossAttention(config, size)
-        self.audio_attention = JointCrossAttention(config, size)
-
-    def forward(self, video, audio, video_mask, audio_mask):
-        if video.shape[1] != self.num_clips:
-            raise ValueError(
-                f"The window has {video.shape[1]} clips, and the weights of joint_cross_attention mix {self.num_clips} "
-                f"(config.num_clips). Give windows of {self.num_clips} clips, masked where there is no clip, or train a "
-                "model with that num_clips; the other fusions take any length."
-            )
-        joint = torch.cat([audio, video], dim=-1)
-        video, video_map = self.video_attention(video, joint)
-        audio, audio_map = self.audio_attention(audio, joint)
-        return video, audio, video_map, audio_map
-
-
-FUSION_CLASSES = {
-    "concat": ConcatFusion,
-    "cross_attention": CrossAttentionFusion,
-    "joint_cross_attention": JointCrossAttentionFusion,
-}
 
 
 # Loss ----------------------------------------------------------------------------------------------------------------
@@ -186,16 +90,16 @@ class JCAModelOutput(ModelOutput):
             about [-1, 1].
         video_hidden_state, audio_hidden_state (`torch.FloatTensor` of shape `(batch, clips, projection_size)`): the
             attended features.
-        video_attentions, audio_attentions (`torch.FloatTensor`, with `output_attentions=True`): correlation maps of the
-            fusion; its docstring gives their shape.
+        video_attentions, audio_attentions (`tuple(torch.FloatTensor)`, with `output_attentions=True`): correlation maps
+            of the fusion, one for each recursion; its docstring gives their shape.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     video_hidden_state: torch.FloatTensor | None = None
     audio_hidden_state: torch.FloatTensor | None = None
-    video_attentions: torch.FloatTensor | None = None
-    audio_attentions: torch.FloatTensor | None = None
+    video_attentions: tuple[torch.FloatTensor, ...] | None = None
+    audio_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class JCARegressor(nn.Module):
@@ -222,16 +126,28 @@ class JCAModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # `**kwargs` would make Trainer believe the loss is already divided for accumulation
     _no_split_modules = ["R2Plus1DBlock"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
 
     def __init__(self, config: JCAConfig):
         super().__init__(config)
-        self.sizes = {}  # width of each modality as the fusion sees it
         for modality in config.modalities:
             setattr(self, f"{modality}_encoder", build_encoder(getattr(config, f"{modality}_config")))
-            size = getattr(self, f"{modality}_size")
-            self.sizes[modality] = config.projection_size or size
+        self.sizes = {modality: getattr(self, f"{modality}_size") for modality in config.modalities}
+        positions = (getattr(config.video_config, "spatial_size", None) or 0) ** 2
+        if positions and len(self.sizes) > 1:
+            audio_size = config.projection_size or self.sizes["audio"]
+            self.sizes["video"] //= positions
+            self.spatial_attention = SpatialAttention(
+                self.sizes["video"], positions, audio_size, config.scrambled_positions
+            )
+        for modality, size in self.sizes.items():
             if config.projection_size is not None:
                 setattr(self, f"{modality}_projection", nn.Linear(size, config.projection_size))
+                self.sizes[modality] = config.projection_size
+            if modality in config.temporal:
+                width = self.sizes[modality]
+                setattr(self, f"{modality}_temporal", BidirectionalLSTM(width, width, dropout=0.1))
         if len(set(self.sizes.values())) > 1 and config.fusion != "concat":
             raise ValueError(
                 f"fusion={config.fusion!r} needs features of one width, and the encoders make {self.sizes}: set "
@@ -239,16 +155,21 @@ class JCAModel(PreTrainedModel):
             )
         if len(self.sizes) > 1:
             self.fusion = FUSION_CLASSES[config.fusion](config, self.sizes["video"])
-        self.regressors = nn.ModuleList(
-            JCARegressor(config, sum(self.sizes.values())) for _ in range(config.num_labels)
-        )
+            if config.gated:
+                self.video_gate, self.audio_gate = (GatedResidual(size) for size in self.sizes.values())
+        size = sum(self.sizes.values())
+        if config.head_input == "raw_video":
+            size = self.video_size + self.sizes["video"]
+        if "joint" in config.temporal:
+            self.joint_temporal = BidirectionalLSTM(size, self.sizes[config.modalities[0]])
+            size = self.sizes[config.modalities[0]]
+        self.regressors = nn.ModuleList(JCARegressor(config, size) for _ in range(config.num_labels))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):  # of fusion, projections and regressors: the encoders have their own
-            init.xavier_uniform_(module.weight)
+        init_fusion_weights(module)  # the encoders have their own
 
     @property
     def video_size(self) -> int:
@@ -283,7 +204,7 @@ class JCAModel(PreTrainedModel):
         return encode(self.audio_encoder, input_features.unsqueeze(2))
 
     def _modality(self, modality, inputs, features, mask):
-        """Encode, check, project and mask one modality: `(batch, clips, dim)` and its mask `(batch, clips, 1)`."""
+        """Encode and check one modality: its features `(batch, clips, size)` and mask `(batch, clips, 1)`."""
         if features is None and inputs is not None:
             features = getattr(self, f"get_{modality}_features")(inputs)
         if features is None:
@@ -300,11 +221,15 @@ class JCAModel(PreTrainedModel):
             raise ValueError(
                 f"{modality}_mask has shape {tuple(mask.shape)} and must be (batch, clips) = {tuple(features.shape[:2])}."
             )
+        return features, mask.to(features.dtype).unsqueeze(-1)
+
+    def _prepare(self, modality, features, mask):
+        """Project one modality, zero what is masked and run its LSTM: `(batch, clips, dim)` as the fusion sees it."""
         if self.config.projection_size is not None:
             features = getattr(self, f"{modality}_projection")(features)
-        mask = mask.to(features.dtype).unsqueeze(-1)
         # `where` and not a product: what stands in a clip that is not there may be anything, NaN too
-        return torch.where(mask == 0, 0, features), mask
+        features = torch.where(mask == 0, 0, features)
+        return getattr(self, f"{modality}_temporal")(features) if modality in self.config.temporal else features
 
     @can_return_tuple
     def forward(
@@ -348,18 +273,38 @@ class JCAModel(PreTrainedModel):
             )
         for modality in self.config.modalities:
             if hidden[modality] is None:  # missing from every clip
-                hidden[modality] = hidden[present].new_zeros(*hidden[present].shape[:2], self.sizes[modality])
+                shape = (*hidden[present].shape[:2], getattr(self, f"{modality}_size"))
+                hidden[modality] = hidden[present].new_zeros(shape)
                 masks[modality] = torch.zeros_like(masks[present])
         if len({m.shape for m in masks.values()}) > 1:
             shapes = {name: tuple(mask.shape[:2]) for name, mask in masks.items()}
             raise ValueError(f"Video and audio must have the same (batch, clips), and have {shapes}.")
 
-        maps = {}
-        if len(hidden) > 1:
-            hidden["video"], hidden["audio"], maps["video"], maps["audio"] = self.fusion(
+        raw_video = hidden.get("video")
+        if self.config.normalize_features:
+            hidden = {modality: F.normalize(features, dim=-1) for modality, features in hidden.items()}
+        if "audio" in hidden:
+            hidden["audio"] = self._prepare("audio", hidden["audio"], masks["audio"])
+        if "video" in hidden:
+            if hasattr(self, "spatial_attention"):
+                hidden["video"] = self.spatial_attention(hidden["video"], hidden["audio"])
+            hidden["video"] = self._prepare("video", hidden["video"], masks["video"])
+        maps = {"video": [], "audio": []}
+        for _ in range(self.config.num_recursions if len(hidden) > 1 else 0):  # with shared weights
+            video, audio, video_map, audio_map = self.fusion(
                 hidden["video"], hidden["audio"], masks["video"], masks["audio"]
             )
-        joint = torch.cat([hidden[m] for m in ("audio", "video") if m in hidden], dim=-1)  # in the order of J
+            if self.config.gated:
+                video, audio = self.video_gate(hidden["video"], video), self.audio_gate(hidden["audio"], audio)
+            hidden = {"video": video, "audio": audio}
+            maps["video"].append(video_map)
+            maps["audio"].append(audio_map)
+        parts = [hidden[modality] for modality in ("video", "audio") if modality in hidden]  # in the order of J
+        if self.config.head_input == "raw_video":
+            parts = [raw_video, hidden["video"]]
+        joint = torch.cat(parts, dim=-1)
+        if "joint" in self.config.temporal:
+            joint = self.joint_temporal(joint)
         logits = torch.cat([regressor(joint) for regressor in self.regressors], dim=-1)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         return JCAModelOutput(
@@ -367,8 +312,8 @@ class JCAModel(PreTrainedModel):
             logits=logits,
             video_hidden_state=hidden.get("video"),
             audio_hidden_state=hidden.get("audio"),
-            video_attentions=maps.get("video") if output_attentions else None,
-            audio_attentions=maps.get("audio") if output_attentions else None,
+            video_attentions=tuple(maps["video"]) if output_attentions else None,
+            audio_attentions=tuple(maps["audio"]) if output_attentions else None,
         )
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModel
 import jca
 
 
-FUSIONS = ["concat", "cross_attention", "joint_cross_attention"]
+FUSIONS = ["concat", "cross_attention", "joint_cross_attention", "dense_co_attention", "transformer"]
 
 
 def features(model, batch=3, clips=16, seed=0):
@@ -61,7 +61,7 @@ def cross_attention(model, video, audio):
 
 
 def joint_cross_attention(model, video, audio):
-    joint = np.concatenate([audio, video], axis=1)  # (L, d)
+    joint = np.concatenate([video, audio], axis=1)  # (L, d)
     attended, maps = [], []
     for x, part in ((video, model.fusion.video_attention), (audio, model.fusion.audio_attention)):
         w_j, w, w_c, w_h = (getattr(part, n).weight.numpy() for n in ("joint", "own", "correlated", "out"))
@@ -82,22 +82,22 @@ def test_fusion_is_its_equations(equations):
         video, audio, maps = equations(model, *projected(model, inputs, window))
         np.testing.assert_allclose(output.video_hidden_state[window], video, atol=1e-5)
         np.testing.assert_allclose(output.audio_hidden_state[window], audio, atol=1e-5)
-        logits = regressors(model, np.concatenate([audio, video], axis=1))
+        logits = regressors(model, np.concatenate([video, audio], axis=1))
         np.testing.assert_allclose(output.logits[window], logits, atol=1e-5)
         if maps:
-            np.testing.assert_allclose(output.video_attentions[window], maps[0], atol=1e-5)
-            np.testing.assert_allclose(output.audio_attentions[window], maps[1], atol=1e-5)
+            np.testing.assert_allclose(output.video_attentions[0][window], maps[0], atol=1e-5)
+            np.testing.assert_allclose(output.audio_attentions[0][window], maps[1], atol=1e-5)
 
 
 def test_correlation_maps_are_returned_on_request_alone():
     model = tiny_model()
     assert model(**features(model)).video_attentions is None
     output = model(**features(model), output_attentions=True)
-    assert output.video_attentions.shape == output.audio_attentions.shape == (3, 8, 16)
+    assert output.video_attentions[0].shape == output.audio_attentions[0].shape == (3, 8, 16)
     model = tiny_model(fusion="cross_attention")
     output = model(**features(model), output_attentions=True)
-    assert output.video_attentions.shape == (3, 16, 16)
-    torch.testing.assert_close(output.video_attentions.sum(1), torch.ones(3, 16))
+    assert output.video_attentions[0].shape == (3, 16, 16)
+    torch.testing.assert_close(output.video_attentions[0].sum(1), torch.ones(3, 16))
 
 
 # Sizes ----------------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_errors_name_the_value_and_the_remedy():
     cases = [
         ({}, "reads video and audio, and none was given: pass pixel_values"),
         ({"video_features": torch.randn(1, 16, 9)}, r"shape \(1, 16, 9\) and must be \(batch, clips, 8\)"),
-        (features(model, clips=8), "8 clips, and the weights of joint_cross_attention mix 16.*other fusions take any"),
+        (features(model, clips=8), "8 clips, and the weights of joint_cross_attention mix 16.*take any length"),
         ({**good, "labels": torch.rand(3, 16)}, r"labels have shape \(3, 16\) and predictions \(3, 16, 2\)"),
         ({**good, "audio_mask": torch.ones(3, 15)}, r"audio_mask has shape \(3, 15\) and must be .* \(3, 16\)"),
         ({**good, "audio_features": torch.randn(3, 15, 8)}, "must have the same"),
@@ -319,7 +319,7 @@ def test_linear_regressor_is_one_matrix():
     model = tiny_model(regressor_act="linear")
     inputs = features(model)
     output = model(**inputs)
-    joint = torch.cat([output.audio_hidden_state, output.video_hidden_state], dim=-1)
+    joint = torch.cat([output.video_hidden_state, output.audio_hidden_state], dim=-1)
     first = model.regressors[0]
     expected = F.linear(F.linear(joint, first.fc1.weight, first.fc1.bias), first.fc2.weight, first.fc2.bias)
     torch.testing.assert_close(output.logits[..., :1], expected)

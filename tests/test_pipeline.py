@@ -127,7 +127,7 @@ def test_smoothing_sizes_by_name():
 
 REMOTE = """
 import importlib.util, json, sys
-names = ("jca", "configuration_jca", "encoders_jca", "modeling_jca", "processing_jca", "pipeline_jca")
+names = ("jca", "configuration_jca", "encoders_jca", "fusions_jca", "modeling_jca", "processing_jca", "pipeline_jca")
 class Absent:  # an editable install has a finder of its own
     def find_spec(self, name, path=None, target=None):
         if name in names:
@@ -180,6 +180,7 @@ def test_a_saved_folder_is_a_hub_repository(model_folder):
         "config.json",
         "configuration_jca.py",
         "encoders_jca.py",
+        "fusions_jca.py",
         "model.safetensors",
         "modeling_jca.py",
         "pipeline_jca.py",
