@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := runs/demo
 SEEDS ?= 0 1 2
+HELD_OUT := synthetic-0032
 BIN := $(VENV)/bin
-# one thread for each core is torch's default; more than one process shares them
+# said here so that Accelerate asks for no configuration of the machine
+LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo seeds test lint lock clean
@@ -21,10 +23,13 @@ $(VENV)/installed: requirements.lock setup.py
 
 demo: install  ## synthetic corpus, the three stages of training, comparison table, timeline of a held-out video
 	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py recipes/demo.yaml
+	$(BIN)/accelerate launch $(LAUNCH) scripts/train.py recipes/demo.yaml
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml
-	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/corpus --cache $(RUN)/cache --output $(RUN)/metrics.json
-	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/HELDOUT.mp4 --model $(RUN)/seed-0/joint_cross_attention --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png
+	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/corpus \
+	  --cache $(RUN)/cache --output $(RUN)/metrics.json
+	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/$(HELD_OUT).mp4 --model $(RUN)/seed-0/joint_cross_attention \
+	  --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png \
+	  --annotation $(RUN)/corpus/VA_Estimation_Challenge/Validation_Set/$(HELD_OUT).txt
 
 seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
 	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus

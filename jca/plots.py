@@ -54,7 +54,7 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
                 label=f"{name}, annotated",
             )
     missing = {
-        "no face": (~np.array([row["face_detected"] for row in rows]), 0.955),
+        "no face detected": (~np.array([row["face_detected"] for row in rows]), 0.955),
         "no audio": (~np.array([row["audio_present"] for row in rows]), 0.0),
     }
     period = np.median(np.diff(times)) if len(times) > 1 else 1 / 30
@@ -65,7 +65,7 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
                 times[stop - 1] + period,
                 bottom,
                 bottom + 0.045,
-                color="0.35" if name == "no face" else "0.65",
+                color="0.35" if bottom else "0.65",
                 linewidth=0,
                 label=f"{name} ({'top' if bottom else 'bottom'})" if index == 0 else None,
             )

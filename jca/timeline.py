@@ -16,7 +16,8 @@ def write_csv(rows: Sequence[dict], path: str | Path) -> None:
             flat = {}
             for name, value in row.items():
                 if name == "box":
-                    flat.update(zip(("x0", "y0", "x1", "y1"), value or [""] * 4, strict=True))
+                    corners = [round(corner, 2) for corner in value] if value else [""] * 4
+                    flat.update(zip(("x0", "y0", "x1", "y1"), corners, strict=True))
                 elif isinstance(value, bool):
                     flat[name] = int(value)
                 else:

@@ -1,10 +1,13 @@
 """Valence and arousal of every frame of a video: a CSV file, and a picture if asked for."""
 
 import argparse
+from pathlib import Path
 
 from transformers import pipeline
 
 import jca  # noqa: F401  (registers the pipeline)
+from jca.affwild2 import read_annotation
+from jca.plots import plot_timeline
 from jca.timeline import write_csv
 
 
@@ -14,6 +17,7 @@ def main():
     parser.add_argument("--model", required=True, help="folder or Hub repository of a model")
     parser.add_argument("--csv", required=True, help="file to write, a line for each frame")
     parser.add_argument("--plot", help="picture to write: valence and arousal over time and in the circumplex")
+    parser.add_argument("--annotation", help="Aff-Wild2 annotation of the video, drawn beside the prediction")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
     parser.add_argument("--smoothing", help='odd number of frames, or "paper"; none by default')
     arguments = parser.parse_args()
@@ -26,9 +30,8 @@ def main():
     write_csv(rows, arguments.csv)
     print(f"{len(rows)} frames: {arguments.csv}")
     if arguments.plot:
-        from jca.plots import plot_timeline
-
-        plot_timeline(rows, arguments.plot, title=arguments.video)
+        labels = read_annotation(arguments.annotation) if arguments.annotation else None
+        plot_timeline(rows, arguments.plot, title=Path(arguments.video).name, labels=labels)
         print(f"picture: {arguments.plot}")
 
 
