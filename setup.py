@@ -41,6 +41,16 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.9"],
-        "dev": ["matplotlib>=3.9", "pre-commit>=4", "pytest>=8", "ruff>=0.12", "setuptools>=77", "typos>=1.30"],
+        "dev": [
+            "matplotlib>=3.9",
+            "onnx>=1.18",
+            "onnxruntime>=1.22",
+            "onnxscript>=0.5",
+            "pre-commit>=4",
+            "pytest>=8",
+            "ruff>=0.12",
+            "setuptools>=77",
+            "typos>=1.30",
+        ],
     },
 )

@@ -18,7 +18,13 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", labels: np.ndarray | None = None) -> None:
+def plot_timeline(
+    rows: Sequence[dict],
+    path: str | Path,
+    title: str = "",
+    labels: np.ndarray | None = None,
+    audio_share: np.ndarray | None = None,
+) -> None:
     """
     Valence and arousal over time and the path through the circumplex, as a picture file.
 
@@ -26,6 +32,8 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
         rows: of the pipeline, of one face.
         path: PNG, PDF, SVG or whatever else Matplotlib writes.
         labels (`np.ndarray` of shape `(frames, 2)`, *optional*): annotated valence and arousal, drawn thin; -5 is a gap.
+        audio_share (`np.ndarray` of shape `(frames, 2)`, *optional*): share of the voice in each, drawn below; see
+            `jca.explanations.audio_share`.
 
     Raises:
         ImportError: if Matplotlib is not installed.
@@ -37,8 +45,11 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
         raise ImportError("Pictures need Matplotlib: pip install 'jca[plots]'") from error
 
     times = np.array([row["time"] for row in rows])
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    series, circle = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    heights = [3] if audio_share is None else [3, 1]
+    figure = Figure(figsize=(11, 3 + 0.4 * sum(heights)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[2.1, 1])
+    series, *below = left.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    circle = right.subplots()
     if labels is not None:
         labels = np.where(labels[: len(rows)] == -5, np.nan, labels[: len(rows)])
     for index, (name, color) in enumerate(COLORS.items()):
@@ -77,7 +88,15 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
         ylabel="valence, arousal",
         title=title,
     )
-    series.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=8.5)
+    left.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    for axes in below:
+        for index, (name, color) in enumerate(COLORS.items()):
+            axes.plot(times, audio_share[:, index], color=color, linestyle=LINES[name], linewidth=1.3)
+        axes.axhline(0.5, color="0.6", linewidth=0.8)
+        axes.set(
+            ylim=(0, 1), yticks=[0, 0.5, 1], yticklabels=["face", "both", "voice"], ylabel="owed to", xlabel="time (s)"
+        )
+        series.set_xlabel("")
 
     points = np.array([[row["valence"], row["arousal"]] for row in rows])
     segments = np.stack([points[:-1], points[1:]], axis=1)
@@ -91,7 +110,7 @@ def plot_timeline(rows: Sequence[dict], path: str | Path, title: str = "", label
             x, y, text, ha="left" if x < 0 else "right", va="top" if y > 0 else "bottom", color="0.35", fontsize=9
         )
     circle.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", ylabel="arousal", aspect="equal")
-    figure.colorbar(path_line, ax=circle, label="time (s)", shrink=0.8)
+    right.colorbar(path_line, ax=circle, label="time (s)", location="bottom", shrink=0.8)
     figure.savefig(path, dpi=120)
 
 

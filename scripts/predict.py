@@ -7,6 +7,7 @@ from transformers import pipeline
 
 import jca  # noqa: F401  (registers the pipeline)
 from jca.affwild2 import read_annotation
+from jca.explanations import audio_share
 from jca.plots import plot_timeline
 from jca.timeline import write_csv
 
@@ -17,6 +18,9 @@ def main():
     parser.add_argument("--model", required=True, help="folder or Hub repository of a model")
     parser.add_argument("--csv", required=True, help="file to write, a line for each frame")
     parser.add_argument("--plot", help="picture to write: valence and arousal over time and in the circumplex")
+    parser.add_argument(
+        "--explain", action="store_true", help="draw how much is owed to face and voice (a second pass)"
+    )
     parser.add_argument("--annotation", help="Aff-Wild2 annotation of the video, drawn beside the prediction")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
     parser.add_argument("--smoothing", help='odd number of frames, or "paper"; none by default')
@@ -24,14 +28,14 @@ def main():
     smoothing = arguments.smoothing
     if smoothing is not None and smoothing != "paper":
         smoothing = int(smoothing)
-    rows = pipeline("audio-visual-emotion", model=arguments.model)(
-        arguments.video, hop=arguments.hop, smoothing=smoothing
-    )
+    pipe = pipeline("audio-visual-emotion", model=arguments.model)
+    rows = pipe(arguments.video, hop=arguments.hop, smoothing=smoothing)
     write_csv(rows, arguments.csv)
     print(f"{len(rows)} frames: {arguments.csv}")
     if arguments.plot:
         labels = read_annotation(arguments.annotation) if arguments.annotation else None
-        plot_timeline(rows, arguments.plot, title=Path(arguments.video).name, labels=labels)
+        share = audio_share(pipe.model, pipe.processor, arguments.video, arguments.hop) if arguments.explain else None
+        plot_timeline(rows, arguments.plot, Path(arguments.video).name, labels, share)
         print(f"picture: {arguments.plot}")
 
 

@@ -1,0 +1,70 @@
+"""How much of a prediction is owed to the face and how much to the voice."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_jca import JCAModel
+from pipeline_jca import clips_to_frames
+from processing_jca import JCAProcessor
+
+
+MEDIA = {"video": ("pixel_values",), "audio": ("input_features", "input_values")}
+
+
+@torch.no_grad()
+def modality_contributions(model: JCAModel, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    r"""
+    What each modality adds to the outputs of every clip: Shapley values of the two.
+
+    With `f(S)` the output when the modalities in `S` are there and the others masked in the whole window,
+    `φ_video = ((f(va) - f(a)) + (f(v) - f())) / 2`, `φ_audio` likewise, so that `φ_video + φ_audio = f(va) - f()`.
+    Encoders run once; the fusion runs four times.
+
+    Args:
+        model: with both modalities.
+        inputs: those of `JCAModel.forward`, without labels.
+
+    Returns:
+        `video`, `audio`: `(batch, clips, outputs)`, signed, in units of the output; `audio_share`: the same shape, the share
+        of the voice, `|φ_audio| / (|φ_video| + |φ_audio|)` in [0, 1].
+
+    Raises:
+        ValueError: if the model has one modality.
+    """
+    if len(model.config.modalities) < 2:
+        raise ValueError(
+            f"Contributions compare face and voice, and this model has {list(model.config.modalities)} alone."
+        )
+    inputs = dict(inputs)
+    for modality, names in MEDIA.items():
+        features = inputs.get(f"{modality}_features")
+        if features is None:
+            features = getattr(model, f"get_{modality}_features")(
+                next(inputs.pop(name) for name in names if name in inputs)
+            )
+        inputs[f"{modality}_features"] = features
+        inputs.setdefault(f"{modality}_mask", features.new_ones(features.shape[:2]))
+
+    def f(*present: str) -> torch.Tensor:
+        masks = {f"{m}_mask": inputs[f"{m}_mask"] * float(m in present) for m in ("video", "audio")}
+        return model(**{**inputs, **masks}).logits
+
+    both, video, audio, none = f("video", "audio"), f("video"), f("audio"), f()
+    phi_video, phi_audio = (both - audio + video - none) / 2, (both - video + audio - none) / 2
+    total = phi_video.abs() + phi_audio.abs()
+    share = torch.where(total > 0, phi_audio.abs() / total.clamp(min=1e-12), 0.5)
+    return {"video": phi_video, "audio": phi_audio, "audio_share": share}
+
+
+def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, hop: int = 8) -> np.ndarray:
+    """The share of the voice in each output of each frame of a video, `(frames, outputs)` in [0, 1]; see
+    [`modality_contributions`]. `source` and `hop` are those of the pipeline."""
+    shares, ends, times = [], [], []
+    for window in processor.windows(source, hop=hop):
+        inputs = {name: tensor.to(model.device) for name, tensor in processor.inputs(window).items()}
+        shares.append(modality_contributions(model, **inputs)["audio_share"][0].float().cpu().numpy())
+        ends.append(window["end_frames"])
+        times += [frame.time for frame in window["frames"]]
+    return clips_to_frames(np.concatenate(shares), np.concatenate(ends), np.array(times), processor.frame_rate)
