@@ -9,13 +9,13 @@ from transformers.configuration_utils import SubConfigSpec
 
 FUSIONS = ("concat", "cross_attention", "joint_cross_attention", "dense_co_attention", "transformer")
 MODALITIES = ("video", "audio")
-RESNET18_ONE_CHANNEL = {
-    "num_channels": 1,
+RESNET18 = {
     "embedding_size": 64,
     "hidden_sizes": [64, 128, 256, 512],
     "depths": [2, 2, 2, 2],
     "layer_type": "basic",
 }
+RESNET18_ONE_CHANNEL = {**RESNET18, "num_channels": 1}
 
 
 @strict
@@ -32,6 +32,9 @@ class R2Plus1DConfig(PreTrainedConfig):
         hidden_sizes (`list[int]`, defaults to `[64, 128, 256, 512]`): channels of each stage; the last is the width of
             the feature. Every stage but the first halves height, width and time.
         depths (`list[int]`, defaults to `[2, 2, 2, 2]`): residual blocks of each stage.
+        spatial_size (`int`, *optional*): side of the map that is the feature, flattened as (channels, rows, columns). By
+            default it is pooled to one vector; 7 gives the 512 x 7 x 7 = 25,088 numbers of a clip at 112 pixels that the
+            authors' dense co-attention reads.
     """
 
     model_type = "r2plus1d"
@@ -40,6 +43,12 @@ class R2Plus1DConfig(PreTrainedConfig):
     stem_size: int = 45
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    spatial_size: int | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the feature of a clip."""
+        return self.hidden_sizes[-1] * (self.spatial_size or 1) ** 2
 
     def validate_stages(self):
         if len(self.hidden_sizes) != len(self.depths) or not self.hidden_sizes:
@@ -47,13 +56,102 @@ class R2Plus1DConfig(PreTrainedConfig):
                 f"hidden_sizes={list(self.hidden_sizes)} and depths={list(self.depths)} must name the same stages, at "
                 "least one: give one width and one number of blocks for each."
             )
+        if self.spatial_size is not None and self.spatial_size < 1:
+            raise ValueError(f"spatial_size={self.spatial_size} must be at least 1, or None for one pooled vector.")
+
+
+@strict
+class I3DConfig(PreTrainedConfig):
+    r"""
+    Configuration of an Inception-I3D video encoder (Carreira and Zisserman, CVPR 2017, arXiv 1705.07750), with or without
+    a temporal convolutional network on top (TCN; Bai et al., arXiv 1803.01271).
+
+    The defaults are the I3D of the authors of joint cross-attention, 12.3 M parameters: no layer strides in time, so that
+    a clip of 8 frames gives 7 steps. With `tcn_channels=[512, 512, 512, 512]` it is their I3D-TCN, 24.6 M parameters.
+
+    Args:
+        num_channels (`int`, defaults to 3): channels of a frame.
+        width_multiplier (`float`, defaults to 1.0): factor on the channels of every layer of Inception. A twentieth gives a
+            network that trains on a CPU.
+        tcn_channels (`list[int]`, *optional*): channels of each level of the TCN, the last the width of the feature.
+            Level i dilates by 2^i. Without them the feature is the mean of Inception's steps, 1,024 wide.
+        tcn_kernel_size (`int`, defaults to 5): steps that a convolution of the TCN reads.
+        tcn_dropout (`float`, defaults to 0.1): dropout after each convolution of the TCN.
+    """
+
+    model_type = "i3d"
+
+    num_channels: int = 3
+    width_multiplier: float | int = 1.0
+    tcn_channels: list[int] | tuple[int, ...] | None = None
+    tcn_kernel_size: int = 5
+    tcn_dropout: float | int = 0.1
+
+    def width(self, channels: int) -> int:
+        """Channels here of a layer that has `channels` in Inception."""
+        return max(1, round(channels * self.width_multiplier))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the feature of a clip."""
+        return self.tcn_channels[-1] if self.tcn_channels else sum(self.width(c) for c in (384, 384, 128, 128))
+
+    def validate_sizes(self):
+        if self.width_multiplier <= 0:
+            raise ValueError(f"width_multiplier={self.width_multiplier} must be above 0.")
+        if self.tcn_kernel_size < 1:
+            raise ValueError(f"tcn_kernel_size={self.tcn_kernel_size} must be at least 1.")
+        if not 0 <= self.tcn_dropout < 1:
+            raise ValueError(f"tcn_dropout={self.tcn_dropout} is a probability: give a value in [0, 1).")
+
+
+@strict
+class ResNetGRUConfig(PreTrainedConfig):
+    r"""
+    Configuration of a video encoder that reads each frame with a ResNet and the frames of a clip with a GRU: the
+    "ResNet18-GRU" of the paper's ablation, whose sizes it does not print.
+
+    Args:
+        resnet_config (`dict | ResNetConfig`, *optional*): the network of a frame. Defaults to ResNet-18.
+        hidden_size (`int`, defaults to 512): width of the GRU and of the feature.
+        num_layers (`int`, defaults to 1): layers of the GRU.
+    """
+
+    model_type = "resnet_gru"
+    sub_configs_defaults = {
+        "resnet_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", init_kwargs=RESNET18)
+    }
+
+    resnet_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 512
+    num_layers: int = 1
+
+    def validate_sizes(self):
+        for name in ("hidden_size", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+OWN_ENCODER_CONFIGS = {config.model_type: config for config in (R2Plus1DConfig, I3DConfig, ResNetGRUConfig)}
+
+
+# Transformers' defaults drop layers and mask steps at random, for pretraining; layers and masks that are not drawn have no
+# gradient, which DDP refuses
+WITHOUT_SPEC_AUGMENT = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
 
 
 class _EncoderSpec(SubConfigSpec):
     """Any encoder of Transformers, and ours, which `AutoConfig` knows only where `jca` was imported."""
 
     def get_config_class(self, model_type: str | None = None):
-        return R2Plus1DConfig if model_type == "r2plus1d" else super().get_config_class(model_type)
+        return OWN_ENCODER_CONFIGS.get(model_type) or super().get_config_class(model_type)
+
+    def create_subconfig(self, key, subconfig=None, **kwargs):
+        if isinstance(subconfig, dict):
+            config_class = self.get_config_class(subconfig.get("model_type", self.model_type))
+            off = {name: value for name, value in WITHOUT_SPEC_AUGMENT.items() if hasattr(config_class, name)}
+            subconfig = {**off, **subconfig}
+        return super().create_subconfig(key, subconfig, **kwargs)
 
 
 @strict
@@ -66,10 +164,11 @@ class JCAConfig(PreTrainedConfig):
     spectrogram.
 
     Args:
-        video_config (`dict | PreTrainedConfig`, *optional*): configuration of the visual encoder, built by
-            `AutoModel.from_config`. Defaults to `R2Plus1DConfig()`.
-        audio_config (`dict | PreTrainedConfig`, *optional*): the same for the audio encoder. Defaults to a
-            `ResNetConfig` that is ResNet-18 with one input channel.
+        video_config (`dict | PreTrainedConfig`, *optional*): configuration of the visual encoder, ours or any video or
+            image encoder of Transformers, built by `AutoModel.from_config`. Defaults to `R2Plus1DConfig()`.
+        audio_config (`dict | PreTrainedConfig`, *optional*): the same for the audio encoder, which may also be an image
+            encoder with one channel. Defaults to a `ResNetConfig` that is ResNet-18 with one input channel. A dict that
+            does not name them has no SpecAugment and no layerdrop; a configuration object is taken as it stands.
         modalities (`list[str]`, defaults to `["video", "audio"]`): which of the two the model has. One alone is a
             unimodal model: its encoder and the regressor, with `fusion="concat"`.
         num_clips (`int`, defaults to 16): clips in a window, L in the paper. The weights of `joint_cross_attention`
@@ -193,4 +292,4 @@ class JCAConfig(PreTrainedConfig):
 
 JCAConfig.register_for_auto_class()  # `save_pretrained` copies this file next to the weights
 
-__all__ = ["FUSIONS", "MODALITIES", "JCAConfig", "R2Plus1DConfig"]
+__all__ = ["FUSIONS", "MODALITIES", "I3DConfig", "JCAConfig", "R2Plus1DConfig", "ResNetGRUConfig"]

@@ -5,6 +5,7 @@ Shapes: `(batch, clips, ...)` in, pooled features `(batch, clips, size)` out; an
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -13,9 +14,12 @@ from transformers.utils import can_return_tuple
 
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
-    from .configuration_jca import R2Plus1DConfig
+    from .configuration_jca import I3DConfig, R2Plus1DConfig, ResNetGRUConfig
 except ImportError:  # installed or on sys.path: a top-level module
-    from configuration_jca import R2Plus1DConfig
+    from configuration_jca import I3DConfig, R2Plus1DConfig, ResNetGRUConfig
+
+
+# R(2+1)D -------------------------------------------------------------------------------------------------------------
 
 
 class R2Plus1DConv(nn.Sequential):
@@ -98,33 +102,344 @@ class R2Plus1DModel(PreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape `(batch, hidden_sizes[-1], frames / 8, height / 16, width / 16)` and
-            `pooler_output`, its mean, of shape `(batch, hidden_sizes[-1])`.
+            `pooler_output` of shape `(batch, hidden_size)`: its mean or, with `config.spatial_size`, its mean over time as
+            a flattened map.
         """
         hidden_states = self.stem(pixel_values.transpose(1, 2))
         for stage in self.stages:
             hidden_states = stage(hidden_states)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=(2, 3, 4))
+        pooled = F.adaptive_avg_pool2d(hidden_states.mean(dim=2), self.config.spatial_size or 1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled.flatten(1))
+
+
+# Inception-I3D -------------------------------------------------------------------------------------------------------
+
+
+# channels of each block of each stage: 1x1x1 branch, two 3x3x3 branches (before and in the convolution), pooling branch
+INCEPTION_STAGES = [
+    [(64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)],
+    [
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+    ],
+    [(256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)],
+]
+
+
+class SamePadding(nn.Module):
+    """TensorFlow's "SAME": zeros around `(batch, channels, t, h, w)` so that a layer which strides in height and width
+    alone gives `ceil(size / stride)` rows and columns; of an odd number of zeros the last stands behind."""
+
+    def __init__(self, kernel_size: tuple[int, int, int], stride: int):
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, (1, stride, stride)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        padding = []
+        for size, kernel, stride in zip(hidden_states.shape[2:], self.kernel_size, self.stride, strict=True):
+            total = max(kernel - (size % stride or stride), 0)
+            padding = [total // 2, total - total // 2, *padding]  # the last dimension stands first
+        return F.pad(hidden_states, padding) if any(padding) else hidden_states
+
+
+class I3DConv(nn.Sequential):
+    """Convolution, batch normalisation with TensorFlow's epsilon, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(
+            SamePadding((kernel_size,) * 3, stride),
+            nn.Conv3d(in_channels, out_channels, kernel_size, (1, stride, stride), bias=False),
+            nn.BatchNorm3d(out_channels, eps=1e-3),
+            nn.ReLU(),
         )
 
 
-OWN_ENCODERS = {"r2plus1d": R2Plus1DModel}
+class I3DMaxPool(nn.Sequential):
+    """Maximum over `kernel_size` steps, rows and columns. It reads what a ReLU gave, so zeros may pad."""
+
+    def __init__(self, kernel_size: tuple[int, int, int], stride: int):
+        super().__init__(SamePadding(kernel_size, stride), nn.MaxPool3d(kernel_size, (1, stride, stride)))
 
 
-def build_encoder(config) -> PreTrainedModel:
-    """The encoder of a sub-config. Ours by name, since `AutoModel` knows them only where `jca` was imported."""
+class I3DMixed(GradientCheckpointingLayer):
+    """Block of Inception: four branches side by side, `(batch, in, t, h, w)` to `(batch, sum of their outputs, t, h, w)`.
+
+    `widths` are the channels of: the 1x1x1 branch, the two 3x3x3 branches (before and in the convolution, each), the
+    pooling branch.
+    """
+
+    def __init__(self, in_channels: int, widths: list[int]):
+        super().__init__()
+        first, middle_2, second, middle_3, third, fourth = widths
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(I3DConv(in_channels, first, 1)),
+                nn.Sequential(I3DConv(in_channels, middle_2, 1), I3DConv(middle_2, second, 3)),
+                nn.Sequential(I3DConv(in_channels, middle_3, 1), I3DConv(middle_3, third, 3)),
+                nn.Sequential(I3DMaxPool((3, 3, 3), 1), I3DConv(in_channels, fourth, 1)),
+            ]
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([branch(hidden_states) for branch in self.branches], dim=1)
+
+
+class TCNConv(nn.Module):
+    """Causal dilated convolution `(batch, in, steps)` to `(batch, out, steps)`, its kernel as a direction and a length for
+    each output (weight normalisation, arXiv 1602.07868)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int):
+        super().__init__()
+        self.dilation = dilation
+        self.direction = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size))
+        self.length = nn.Parameter(torch.empty(out_channels, 1, 1))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.direction * (self.length / self.direction.norm(dim=(1, 2), keepdim=True))
+        past = (weight.shape[-1] - 1) * self.dilation
+        return F.conv1d(F.pad(hidden_states, (past, 0)), weight, self.bias, dilation=self.dilation)
+
+
+class TCNBlock(nn.Module):
+    """Level of a TCN: two causal convolutions of one dilation and a residual connection. Its activations leak 1 %, as in
+    the authors' code; those of the TCN's paper do not."""
+
+    def __init__(self, config: I3DConfig, in_channels: int, out_channels: int, dilation: int):
+        super().__init__()
+        self.conv1 = TCNConv(in_channels, out_channels, config.tcn_kernel_size, dilation)
+        self.conv2 = TCNConv(out_channels, out_channels, config.tcn_kernel_size, dilation)
+        self.dropout = nn.Dropout(config.tcn_dropout)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv1d(in_channels, out_channels, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = self.shortcut(hidden_states)
+        hidden_states = self.dropout(F.leaky_relu(self.conv1(hidden_states)))
+        hidden_states = self.dropout(F.leaky_relu(self.conv2(hidden_states)))
+        return F.leaky_relu(hidden_states + residual)
+
+
+class I3DModel(PreTrainedModel):
+    """Inception-I3D video encoder that keeps every step of time, with an optional TCN over its steps."""
+
+    config: I3DConfig
+    base_model_prefix = "i3d"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["I3DMixed"]
+
+    def __init__(self, config: I3DConfig):
+        super().__init__(config)
+        first, second = config.width(64), config.width(192)
+        self.stem = nn.Sequential(
+            I3DConv(config.num_channels, first, 7, stride=2),
+            I3DMaxPool((1, 3, 3), 2),
+            I3DConv(first, first, 1),
+            I3DConv(first, second, 3),
+            I3DMaxPool((1, 3, 3), 2),
+        )
+        in_channels, stages = second, []
+        for blocks in INCEPTION_STAGES:
+            stage = nn.Sequential()
+            for block in blocks:
+                widths = [config.width(channels) for channels in block]
+                stage.append(I3DMixed(in_channels, widths))
+                in_channels = widths[0] + widths[2] + widths[4] + widths[5]
+            stages.append(stage)
+        stages[0].append(I3DMaxPool((3, 3, 3), 2))  # the published network halves time here and in the next
+        stages[1].append(I3DMaxPool((2, 2, 2), 2))
+        self.stages = nn.ModuleList(stages)
+        channels = [in_channels, *(config.tcn_channels or [])]
+        self.tcn = nn.Sequential(*(TCNBlock(config, *channels[i : i + 2], 2**i) for i in range(len(channels) - 1)))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv3d | nn.Conv1d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, TCNConv):
+            init.kaiming_normal_(module.direction, nonlinearity="relu")
+            init.copy_(module.length, module.direction.norm(dim=(1, 2), keepdim=True))
+            init.zeros_(module.bias)
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): crops in [-1, 1] for
+                the published weights, of 224 pixels or any other size.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, frames - 1, hidden_size)`, the steps after the last average pool or after
+            the TCN, and `pooler_output` of shape `(batch, hidden_size)`, their mean or, after a TCN, their maximum.
+        """
+        hidden_states = self.stem(pixel_values.transpose(1, 2))
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+        # the last average pool: 2 x 7 x 7 at 224 pixels, two steps and the whole map at any size
+        hidden_states = hidden_states.mean(dim=(3, 4))
+        hidden_states = F.avg_pool1d(hidden_states, min(2, hidden_states.shape[-1]), stride=1)
+        hidden_states = self.tcn(hidden_states)
+        pooled = hidden_states.amax(dim=-1) if self.config.tcn_channels else hidden_states.mean(dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states.mT, pooler_output=pooled)
+
+
+# ResNet-GRU ----------------------------------------------------------------------------------------------------------
+
+
+class ResNetGRUModel(PreTrainedModel):
+    """Video encoder: a ResNet over each frame, a GRU over the frames of the clip."""
+
+    config: ResNetGRUConfig
+    base_model_prefix = "resnet_gru"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ResNetConvLayer", "ResNetShortCut"]
+
+    def __init__(self, config: ResNetGRUConfig):
+        super().__init__(config)
+        self.resnet = AutoModel.from_config(config.resnet_config)
+        self.gru = nn.GRU(feature_size(config.resnet_config), config.hidden_size, config.num_layers, batch_first=True)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.GRU):
+            bound = module.hidden_size**-0.5  # torch's default
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): normalised crops.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, frames, hidden_size)`, the GRU after each frame, and `pooler_output` of
+            shape `(batch, hidden_size)`, the GRU after the last one.
+        """
+        hidden_states = self.resnet.embedder(pixel_values.flatten(0, 1))
+        for stage in self.resnet.encoder.stages:
+            if self.gradient_checkpointing and self.training:  # Transformers' ResNet has none of its own
+                hidden_states = self._gradient_checkpointing_func(stage.__call__, hidden_states)
+            else:
+                hidden_states = stage(hidden_states)
+        features = self.resnet.pooler(hidden_states).flatten(1).unflatten(0, pixel_values.shape[:2])
+        hidden_states, last = self.gru(features)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=last[-1])
+
+
+# Any encoder ---------------------------------------------------------------------------------------------------------
+
+
+OWN_ENCODERS = {"r2plus1d": R2Plus1DModel, "i3d": I3DModel, "resnet_gru": ResNetGRUModel}
+# Of no use to a feature, and DDP refuses weights that get no gradient. The poolers with weights, of ViT and ViViT, are in
+# hardly any published checkpoint and would be random.
+UNUSED_PARTS = ("mask_token", "pooler", "predictor")
+PREFIX_TOKENS = ("cls_token", "distillation_token")
+FORWARD_ARGUMENTS = {"vjepa2": {"skip_predictor": True}}
+FITTING = {
+    "video": "a video encoder (r2plus1d, i3d, resnet_gru, videomae, vjepa2, timesformer, vivit) or an image encoder, which "
+    "sees frame by frame (vit, dinov2, dinov3_vit, clip_vision_model, siglip_vision_model, resnet, convnext)",
+    "audio": "an audio encoder (wav2vec2, hubert, wavlm, data2vec-audio, unispeech-sat, wav2vec2-bert, whisper, "
+    "audio-spectrogram-transformer) or an image encoder with num_channels=1, which sees the spectrogram (resnet)",
+}
+
+
+def trim_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of Transformers without the parts that its features are not made of: a decoder, what pretraining alone uses
+    and poolers that are seldom trained."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    masks_time = getattr(encoder.config, "mask_time_prob", 0) > 0
+    for module in list(encoder.modules()):
+        for name in UNUSED_PARTS if masks_time else (*UNUSED_PARTS, "masked_spec_embed"):
+            part = getattr(module, name, None)
+            if isinstance(part, nn.Parameter) or (isinstance(part, nn.Module) and any(True for _ in part.parameters())):
+                setattr(module, name, None)
+    return encoder
+
+
+def build_encoder(config, modality: str) -> PreTrainedModel:
+    """
+    The encoder of a sub-config, for the slot `"video"` or `"audio"`.
+
+    Raises:
+        ValueError: if it reads something else, or the width of its feature is not known.
+    """
+    # ours by name, since `AutoModel` knows them only where `jca` was imported
     own = OWN_ENCODERS.get(config.model_type)
-    return AutoModel.from_config(config) if own is None else own(config)
+    encoder = trim_encoder(AutoModel.from_config(config) if own is None else own(config))
+    reads = encoder.main_input_name
+    if modality == "video":
+        fits = reads in ("pixel_values", "pixel_values_videos")
+    else:
+        one_channel = getattr(config, "num_channels", None) == 1
+        fits = reads in ("input_values", "input_features") or (one_channel and sees_pictures(encoder))
+    if not fits or feature_size(config) is None:
+        why = "does not say how wide its features are" if fits else f"reads {reads}"
+        raise ValueError(
+            f"{modality}_config is of the type {config.model_type!r}, which {why}: the {modality} slot takes "
+            f"{FITTING[modality]}."
+        )
+    return encoder
 
 
-def feature_size(config) -> int:
-    """Width of the feature that the encoder of this sub-config makes of a clip."""
-    return getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
+def feature_size(config) -> int | None:
+    """Width of the feature that the encoder of this sub-config makes of a clip, None if the config does not say."""
+    if getattr(config, "add_adapter", False):  # of the wav2vec2 family
+        return config.output_hidden_size
+    widths = getattr(config, "hidden_sizes", None) or [None]
+    return getattr(config, "hidden_size", None) or widths[-1]
+
+
+def sees_pictures(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder reads single pictures, not clips of them."""
+    # TimeSformer says that its input is an image
+    clips = "video" in encoder.input_modalities or hasattr(encoder.config, "num_frames")
+    return encoder.main_input_name == "pixel_values" and not clips
 
 
 def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
-    """`(batch, clips, ...)` through the encoder, clip by clip, to pooled features `(batch, clips, dim)`."""
-    return encoder(clips.flatten(0, 1)).pooler_output.flatten(1).unflatten(0, clips.shape[:2])
+    """
+    What an encoder makes of each clip: its own pooling if it has one (`pooler_output` of CNNs, CLIP, SigLIP, DINO, AST and
+    our encoders), else the mean over its tokens but CLS. An image encoder sees frame by frame; the mean is the clip's.
+
+    Args:
+        clips (`torch.FloatTensor`): pictures `(batch, clips, frames, channels, height, width)`, spectrograms `(batch, clips,
+            rows, columns)` or waveforms `(batch, clips, samples)`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, clips, size)`.
+    """
+    config, by_frame = encoder.config, sees_pictures(encoder)
+    if by_frame and clips.ndim == 4:
+        clips = clips[:, :, None, None]  # a spectrogram is one frame with one channel
+    leading = clips.shape[: 3 if by_frame else 2]
+    inputs, valid = clips.flatten(0, len(leading) - 1), None
+    if config.model_type == "whisper":  # reads 30 s: silence follows the clip, as Whisper scales it, and is not averaged
+        silence = (inputs.amax(dim=(1, 2), keepdim=True) - 2).clamp(min=-1.5)
+        missing = 2 * config.max_source_positions - inputs.shape[2]
+        valid = (inputs.shape[2] + 1) // 2
+        inputs = torch.cat([inputs, silence.expand(-1, inputs.shape[1], missing)], dim=2)
+    output = encoder(**{encoder.main_input_name: inputs}, **FORWARD_ARGUMENTS.get(config.model_type, {}))
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        tokens = output.last_hidden_state
+        if tokens.ndim == 4:  # a map
+            tokens = tokens.flatten(2).mT
+        prefix = sum(name.endswith(PREFIX_TOKENS) for name, _ in encoder.named_parameters())
+        features = tokens[:, prefix:][:, :valid].mean(dim=1)
+    features = features.flatten(1).unflatten(0, leading)
+    return features.mean(dim=2) if by_frame else features
 
 
-__all__ = ["R2Plus1DModel", "build_encoder", "encode", "feature_size"]
+__all__ = ["I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode", "feature_size"]

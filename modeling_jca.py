@@ -3,6 +3,7 @@
 Shapes: `batch` windows of `clips` clips; a clip is `frames` face crops and the log-mel spectrogram of the same span.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,18 @@ import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
-    from .configuration_jca import JCAConfig
-    from .encoders_jca import build_encoder, encode, feature_size
+    from .configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
+    from .encoders_jca import build_encoder, encode, feature_size, trim_encoder
     from .fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 except ImportError:  # installed or on sys.path: a top-level module
-    from configuration_jca import JCAConfig
-    from encoders_jca import build_encoder, encode, feature_size
+    from configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
+    from encoders_jca import build_encoder, encode, feature_size, trim_encoder
     from fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
@@ -125,14 +126,14 @@ class JCAModel(PreTrainedModel):
     input_modalities = ("video", "audio")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # `**kwargs` would make Trainer believe the loss is already divided for accumulation
-    _no_split_modules = ["R2Plus1DBlock"]
+    _no_split_modules = ["R2Plus1DBlock", "I3DMixed"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
     def __init__(self, config: JCAConfig):
         super().__init__(config)
         for modality in config.modalities:
-            setattr(self, f"{modality}_encoder", build_encoder(getattr(config, f"{modality}_config")))
+            setattr(self, f"{modality}_encoder", build_encoder(getattr(config, f"{modality}_config"), modality))
         self.sizes = {modality: getattr(self, f"{modality}_size") for modality in config.modalities}
         positions = (getattr(config.video_config, "spatial_size", None) or 0) ** 2
         if positions and len(self.sizes) > 1:
@@ -171,6 +172,56 @@ class JCAModel(PreTrainedModel):
         super()._init_weights(module)
         init_fusion_weights(module)  # the encoders have their own
 
+    @classmethod
+    def from_encoders(
+        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs
+    ) -> "JCAModel":
+        """
+        A model with trained encoders, and a fusion and regressors that are still to be trained.
+        [`JCAProcessor.from_encoders`] gives the processor that fits.
+
+        ```python
+        model = JCAModel.from_encoders("MCG-NJU/videomae-base", "facebook/wav2vec2-base", fusion="transformer")
+        ```
+
+        Args:
+            video, audio (`str` or `os.PathLike`, *optional*): folder or Hub repository of the encoder of a modality, which
+                may hold more than it: the vision part of CLIP or SigLIP, the encoder of Whisper. One that is left out is
+                built from its config with random weights.
+            kwargs: arguments of [`JCAConfig`]. `video_config` and `audio_config` as a dict change what the encoder's own
+                config says, such as `audio_config={"mask_time_prob": 0.05}`; SpecAugment and layerdrop are off unless
+                named there.
+
+        Returns:
+            [`JCAModel`] in float32 and in evaluation mode.
+        """
+        sources = {"video": video, "audio": audio}
+        sources = {modality: source for modality, source in sources.items() if source is not None}
+        for modality, source in sources.items():
+            config, name = AutoConfig.from_pretrained(source), f"{modality}_config"
+            part = getattr(config, "vision_config" if modality == "video" else name, config)
+            settings = {key: value for key, value in part.to_dict().items() if key not in WITHOUT_SPEC_AUGMENT}
+            kwargs[name] = {**settings, **kwargs.get(name, {})}
+        model = cls(JCAConfig(**kwargs))
+        for modality, source in sources.items():
+            config = getattr(model.config, f"{modality}_config")
+            trained = trim_encoder(AutoModel.from_pretrained(source, config=config, dtype=torch.float32))
+            getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
+        return model.eval()
+
+    def freeze_encoders(self) -> None:
+        """Leave the encoders as they are when the rest is trained: no gradients, evaluation mode."""
+        for modality in self.config.modalities:
+            getattr(self, f"{modality}_encoder").requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "JCAModel":
+        super().train(mode)
+        for modality in self.config.modalities:
+            encoder = getattr(self, f"{modality}_encoder")
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()  # batch norm would go on to count and dropout to drop in a frozen encoder
+        return self
+
     @property
     def video_size(self) -> int:
         """Width of `video_features`."""
@@ -196,12 +247,14 @@ class JCAModel(PreTrainedModel):
         """What the audio encoder makes of each clip.
 
         Args:
-            input_features (`torch.FloatTensor` of shape `(batch, clips, mel bands, steps)`): log-mel spectrograms.
+            input_features (`torch.FloatTensor`): what the encoder reads, as the processor gives it under the name
+                `input_features` or `input_values`: log-mel spectrograms `(batch, clips, mel bands, steps)` (`(batch, clips,
+                steps, mel bands)` for AST and Wav2Vec2-BERT) or waveforms `(batch, clips, samples)`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, audio_size)`, to be given back as `audio_features`.
         """
-        return encode(self.audio_encoder, input_features.unsqueeze(2))
+        return encode(self.audio_encoder, input_features)
 
     def _modality(self, modality, inputs, features, mask):
         """Encode and check one modality: its features `(batch, clips, size)` and mask `(batch, clips, 1)`."""
@@ -220,6 +273,12 @@ class JCAModel(PreTrainedModel):
         if mask.shape != features.shape[:2]:
             raise ValueError(
                 f"{modality}_mask has shape {tuple(mask.shape)} and must be (batch, clips) = {tuple(features.shape[:2])}."
+            )
+        if not torch.compiler.is_compiling() and not features[mask != 0].isfinite().all():
+            where = (~features.isfinite().all(-1) & (mask != 0)).nonzero()[0].tolist()
+            raise ValueError(
+                f"{modality}_features are not finite in window {where[0]}, clip {where[1]}: mend the clip or set its "
+                f"{modality}_mask to 0."
             )
         return features, mask.to(features.dtype).unsqueeze(-1)
 
@@ -242,12 +301,15 @@ class JCAModel(PreTrainedModel):
         audio_mask: torch.Tensor | None = None,
         labels: torch.FloatTensor | None = None,
         output_attentions: bool | None = None,
+        input_values: torch.FloatTensor | None = None,
         **kwargs,
     ) -> JCAModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, clips, frames, channels, height, width)`): face crops.
             input_features (`torch.FloatTensor` of shape `(batch, clips, mel bands, steps)`): log-mel spectrograms.
+            input_values (`torch.FloatTensor` of shape `(batch, clips, samples)`): waveforms, for an audio encoder that
+                reads `input_values`, in place of `input_features`; see [`JCAModel.get_audio_features`].
             video_features, audio_features (`torch.FloatTensor` of shape `(batch, clips, size)`): what the encoders made
                 of a clip, instead of `pixel_values` and `input_features`.
             video_mask, audio_mask (`torch.Tensor` of shape `(batch, clips)`): 1 where the modality is there, 0 where it
@@ -258,9 +320,21 @@ class JCAModel(PreTrainedModel):
         Raises:
             ValueError: if no input of a modality of the model is given, or shapes do not fit.
         """
+        sound = input_features
+        if "audio" in self.config.modalities:
+            sounds = {"input_features": input_features, "input_values": input_values}
+            reads_values = self.audio_encoder.main_input_name == "input_values"
+            sound = sounds.pop("input_values" if reads_values else "input_features")
+            for name, other in sounds.items():
+                if other is not None:
+                    raise ValueError(
+                        f"{name} were given, and the audio encoder of this model ({self.config.audio_config.model_type}) "
+                        f"reads input_{'values' if reads_values else 'features'}: use the processor that was saved with "
+                        "it, or JCAProcessor.from_encoders."
+                    )
         given = {
             "video": (pixel_values, video_features, video_mask),
-            "audio": (input_features, audio_features, audio_mask),
+            "audio": (sound, audio_features, audio_mask),
         }
         hidden, masks = {}, {}
         for modality in self.config.modalities:
@@ -269,7 +343,7 @@ class JCAModel(PreTrainedModel):
         if present is None:
             raise ValueError(
                 f"This model reads {' and '.join(self.config.modalities)}, and none was given: pass pixel_values or "
-                "video_features, input_features or audio_features."
+                "video_features, input_features, input_values or audio_features."
             )
         for modality in self.config.modalities:
             if hidden[modality] is None:  # missing from every clip

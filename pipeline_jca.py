@@ -139,8 +139,8 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
 
     def _forward(self, model_inputs: dict[str, Any]):
         extra = {name: model_inputs.pop(name) for name in ("is_last", "end_frames", "frames")}
-        for name in ("pixel_values", "input_features"):
-            model_inputs[name] = model_inputs[name].to(self.dtype)
+        for name, tensor in model_inputs.items():
+            model_inputs[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return {"logits": self.model(**model_inputs).logits, **extra}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], smoothing: Any = None) -> list[dict[str, Any]]:

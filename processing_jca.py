@@ -6,6 +6,7 @@ Everything is placed by time on a grid of `frame_rate` (30) frames a second that
 
 import heapq
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoConfig, AutoFeatureExtractor, BatchFeature, ProcessorMixin
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.utils import logging
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import cached_file, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
 
@@ -273,8 +275,13 @@ class JCAFeatureExtractor(SequenceFeatureExtractor):
         decibels = torch.maximum(decibels, decibels.amax(dim=(-2, -1), keepdim=True) - self.top_db)
         return decibels.unflatten(0, audio.shape[:-1]) if audio.ndim > 1 else decibels[0]
 
-    def __call__(self, audio: Any, return_tensors: str | None = None) -> BatchFeature:
-        """`audio` `(..., samples)` at `sampling_rate` to `input_features` `(..., feature_size, steps)`, normalised."""
+    def __call__(
+        self, audio: Any, sampling_rate: int | None = None, padding: Any = None, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """`audio` `(..., samples)` to `input_features` `(..., feature_size, steps)`, normalised. `padding` is there for the
+        call of Transformers' feature extractors: the waveforms of an array need none."""
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(f"audio at {sampling_rate} Hz was given: resample it to {self.sampling_rate} Hz.")
         audio = torch.as_tensor(np.asarray(audio), dtype=torch.float32)
         if audio.shape[-1] <= self.n_fft // 2:
             raise ValueError(f"audio has {audio.shape[-1]} samples; a spectrogram needs more than {self.n_fft // 2}.")
@@ -307,6 +314,35 @@ class JCAVideoProcessor(VideoProcessorMixin):
         if kwargs["faces"] not in FACES:
             raise ValueError(f"faces={kwargs['faces']!r} is not known. Choose one of {', '.join(FACES)}.")
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_encoder(cls, source: str | os.PathLike, config: Any) -> "JCAVideoProcessor":
+        """
+        What a visual encoder expects: size and colours of its own preprocessor's file or, without one, the size of its
+        config and the colours of CLIP or ImageNet.
+
+        Args:
+            source (`str` or `os.PathLike`): folder or Hub repository of the encoder; config (`PreTrainedConfig`): its.
+        """
+        names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+        files = (cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in names)
+        path = next((path for path in files if path), None)
+        given = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        given = given.get("video_processor") or given.get("image_processor") or given
+        size = (given.get("do_center_crop", True) and given.get("crop_size")) or given.get("size")
+        size = size or getattr(config, "image_size", 224)
+        clip = "clip" in config.model_type
+        mean = given.get("image_mean") or (OPENAI_CLIP_MEAN if clip else IMAGENET_DEFAULT_MEAN)
+        std = given.get("image_std") or (OPENAI_CLIP_STD if clip else IMAGENET_DEFAULT_STD)
+        if not given.get("do_normalize", True):
+            mean, std = 0.0, 1.0
+        # the file's numbers are of `colour * rescale_factor - offset` with colours to 255 (ViViT), ours of colours to 1
+        scale = 255 * (given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1)
+        return cls(
+            size=int(np.ravel(list(size.values()) if isinstance(size, dict) else size)[0]),
+            image_mean=[float(value + given.get("offset", 0)) / scale for value in np.broadcast_to(mean, 3)],
+            image_std=[float(value) / scale for value in np.broadcast_to(std, 3)],
+        )
 
     def crop(self, frame: "av.VideoFrame") -> tuple[np.ndarray, list[float]]:
         """A frame to its crop `(size, size, 3)` uint8 RGB and the box (x0, y0, x1, y1) of it in the frame's pixels."""
@@ -435,7 +471,7 @@ class WindowBuffer:
         if chosen:
             crops = np.stack([self.grid[g - self.first] for g in chosen])
         start = self._position(low / processor.frame_rate)
-        waveform, audible = self.sound.read(start, start + round(processor.span * self.rate / processor.frame_rate))
+        waveform, audible = self.sound.read(start, start + processor.clip_samples)
         return crops, waveform, bool(chosen), audible and len(span) > 0
 
 
@@ -447,7 +483,9 @@ class JCAProcessor(ProcessorMixin):
     log-mel spectrogram of the same span.
 
     Args:
-        feature_extractor ([`JCAFeatureExtractor`], *optional*), video_processor ([`JCAVideoProcessor`], *optional*).
+        feature_extractor ([`JCAFeatureExtractor`] or any audio feature extractor of Transformers, *optional*): makes what
+            the audio encoder reads of the waveform of a clip.
+        video_processor ([`JCAVideoProcessor`], *optional*).
         frame_rate (`float`, defaults to 30): frames a second of the grid on which clips are counted.
         clip_length (`int`, defaults to 8): crops in a clip; `clip_stride` (`int`, defaults to 4): grid frames between
             them. A clip spans `clip_length * clip_stride` frames.
@@ -469,6 +507,30 @@ class JCAProcessor(ProcessorMixin):
         self.num_clips = num_clips
         super().__init__(feature_extractor or JCAFeatureExtractor(), video_processor or JCAVideoProcessor(), **kwargs)
 
+    @classmethod
+    def from_encoders(
+        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs
+    ) -> "JCAProcessor":
+        """
+        The processor for `JCAModel.from_encoders(video, audio)`: the visual encoder's picture size, colours and, if it has a
+        fixed one, number of frames, spread over 32; the audio encoder's own feature extractor.
+
+        Args:
+            video, audio (`str` or `os.PathLike`, *optional*): folder or Hub repository of the encoder of a modality; left
+                out, it is processed as by default.
+            kwargs: arguments of [`JCAProcessor`], which go before what the encoders say.
+        """
+        settings = {}
+        if audio is not None:
+            settings["feature_extractor"] = AutoFeatureExtractor.from_pretrained(audio)
+        if video is not None:
+            config = AutoConfig.from_pretrained(video)
+            config = getattr(config, "vision_config", config)
+            settings["video_processor"] = JCAVideoProcessor.from_encoder(video, config)
+            if num_frames := getattr(config, "num_frames", None):
+                settings.update(clip_length=num_frames, clip_stride=max(1, 32 // num_frames))
+        return cls(**{**settings, **kwargs})
+
     def check_argument_for_proper_class(self, argument_name, argument):
         # Transformers has `VideoProcessorMixin` in its namespace only where torchvision is installed
         if argument_name == "video_processor":
@@ -479,12 +541,22 @@ class JCAProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_features", "video_mask", "audio_mask"]
+        return ["pixel_values", self.audio_input_name, "video_mask", "audio_mask"]
+
+    @property
+    def audio_input_name(self) -> str:
+        """The model's argument for audio: `input_features`, or `input_values` of encoders that read waveforms and of AST."""
+        return self.feature_extractor.model_input_names[0]
 
     @property
     def span(self) -> int:
         """Grid frames of a clip."""
         return self.clip_length * self.clip_stride
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of the waveform of a clip."""
+        return round(self.span * self.feature_extractor.sampling_rate / self.frame_rate)
 
     def plan(self, num_frames: int, hop: int = 8) -> list[list[int]]:
         """[`window_plan`] of a video of `num_frames` grid frames in this processor's sizes."""
@@ -583,11 +655,18 @@ class JCAProcessor(ProcessorMixin):
                 else:
                     yield kind, seconds, (crops.get(number), None, number in crops)
 
+    def audio_inputs(self, waveforms: np.ndarray) -> torch.Tensor:
+        """Waveforms `(clips, samples)` to what the audio encoder reads of each clip, `(clips, ...)`."""
+        rate = self.feature_extractor.sampling_rate
+        # Whisper's would pad to 30 s, which its encoder does by itself
+        inputs = self.feature_extractor(waveforms, sampling_rate=rate, padding="longest", return_tensors="pt")
+        return inputs[self.audio_input_name]
+
     def inputs(self, window: dict[str, Any]) -> dict[str, torch.Tensor]:
         """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1."""
         return {
             "pixel_values": self.video_processor(window["crops"])["pixel_values"][None],
-            "input_features": self.feature_extractor(window["waveforms"])["input_features"][None],
+            self.audio_input_name: self.audio_inputs(window["waveforms"])[None],
             "video_mask": torch.from_numpy(window["video_mask"])[None],
             "audio_mask": torch.from_numpy(window["audio_mask"])[None],
         }
@@ -604,7 +683,8 @@ class JCAProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         All windows of one video as one batch: `pixel_values` `(batch, clips, clip_length, 3, size, size)`,
-        `input_features` `(batch, clips, bands, steps)`, `video_mask` and `audio_mask` `(batch, clips)`.
+        `input_features` `(batch, clips, bands, steps)` or what else the feature extractor makes, `video_mask` and
+        `audio_mask` `(batch, clips)`.
 
         Args:
             videos: path, URL, bytes or binary file object, whose audio is read with it; or frames `(frames, height,

@@ -6,8 +6,8 @@ from transformers.models.auto.video_processing_auto import (
 )  # a placeholder above, without torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from configuration_jca import JCAConfig, R2Plus1DConfig
-from encoders_jca import R2Plus1DModel
+from configuration_jca import I3DConfig, JCAConfig, R2Plus1DConfig, ResNetGRUConfig
+from encoders_jca import I3DModel, R2Plus1DModel, ResNetGRUModel
 from modeling_jca import JCAModel, ccc_loss
 from pipeline_jca import AudioVisualEmotionPipeline
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
@@ -15,7 +15,8 @@ from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
 
 __version__ = "0.1.0"
 
-for config_class, model_class in ((JCAConfig, JCAModel), (R2Plus1DConfig, R2Plus1DModel)):
+for model_class in (JCAModel, R2Plus1DModel, I3DModel, ResNetGRUModel):
+    config_class = model_class.config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, model_class, exist_ok=True)
 AutoProcessor.register(JCAConfig, JCAProcessor, exist_ok=True)
@@ -29,6 +30,8 @@ if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
 
 __all__ = [
     "AudioVisualEmotionPipeline",
+    "I3DConfig",
+    "I3DModel",
     "JCAConfig",
     "JCAFeatureExtractor",
     "JCAModel",
@@ -36,5 +39,7 @@ __all__ = [
     "JCAVideoProcessor",
     "R2Plus1DConfig",
     "R2Plus1DModel",
+    "ResNetGRUConfig",
+    "ResNetGRUModel",
     "ccc_loss",
 ]

@@ -86,8 +86,8 @@ def extract_clips(dataset: Dataset, processor: JCAProcessor, hop: int, folder: s
         folder: where the Arrow file is kept, under a name that changes with whatever it depends on.
 
     Returns:
-        `datasets.Dataset`, a row for each clip: `crops` (bytes of `(clip_length, size, size, 3)` uint8), `input_features`
-        (bytes of `(bands, steps)` float16), `video_mask`, `audio_mask`, `labels` `(outputs,)`.
+        `datasets.Dataset`, a row for each clip: `crops` (bytes of `(clip_length, size, size, 3)` uint8), `input_features` or
+        `input_values`, as the processor names it (bytes of float16), `video_mask`, `audio_mask`, `labels` `(outputs,)`.
     """
 
     def rows() -> Iterator[dict]:
@@ -96,23 +96,25 @@ def extract_clips(dataset: Dataset, processor: JCAProcessor, hop: int, folder: s
             times = np.array([frame.time for window in windows for frame in window["frames"]])
             labels = fit_labels(row["labels"], len(times))
             for window in windows:
-                mel = processor.feature_extractor(window["waveforms"])["input_features"].half().numpy()
+                sound = processor.audio_inputs(window["waveforms"]).half().numpy()
                 targets = labels_at(window["end_frames"], times, labels, processor.frame_rate)
                 for clip in np.flatnonzero((targets != IGNORED_LABEL).all(axis=1)):
                     yield {
                         "crops": window["crops"][clip].tobytes(),
-                        "input_features": mel[clip].tobytes(),
+                        processor.audio_input_name: sound[clip].tobytes(),
                         "video_mask": window["video_mask"][clip],
                         "audio_mask": window["audio_mask"][clip],
                         "labels": targets[clip],
                     }
 
     features = Features(
-        crops=Value("binary"),
-        input_features=Value("binary"),
-        video_mask=Value("bool"),
-        audio_mask=Value("bool"),
-        labels=List(Value("float32")),
+        {
+            "crops": Value("binary"),
+            processor.audio_input_name: Value("binary"),
+            "video_mask": Value("bool"),
+            "audio_mask": Value("bool"),
+            "labels": List(Value("float32")),
+        }
     )
     return _kept(Path(folder) / f"clips-{fingerprint(dataset, processor, hop)}.arrow", features, rows())
 
@@ -144,7 +146,8 @@ def extract_features(
                 inputs = processor.inputs(window)
                 part = {"end_frames": window["end_frames"]}
                 for modality in model.config.modalities:
-                    clips = inputs["pixel_values" if modality == "video" else "input_features"].to(model.device)
+                    name = "pixel_values" if modality == "video" else processor.audio_input_name
+                    clips = inputs[name].to(model.device)
                     encoded = getattr(model, f"get_{modality}_features")(clips)
                     part[f"{modality}_features"] = encoded[0].half().cpu().numpy()
                     part[f"{modality}_mask"] = window[f"{modality}_mask"]
@@ -181,9 +184,11 @@ class ClipDataset(torch.utils.data.Dataset):
         mask = f"{modality}_mask"
         # an encoder learns nothing from a clip that does not show it its modality
         self.rows = np.flatnonzero(clips.data.column(mask).to_numpy())
-        columns = ["crops" if modality == "video" else "input_features", mask, "labels"]
+        columns = ["crops" if modality == "video" else processor.audio_input_name, mask, "labels"]
         self.clips = clips.select_columns(columns)
         self.processor, self.modality = processor, modality
+        silence = np.zeros((1, processor.clip_samples), np.float32)
+        self.audio_shape = processor.audio_inputs(silence).shape  # of every clip: all have one length
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,8 +200,9 @@ class ClipDataset(torch.utils.data.Dataset):
             crops = np.frombuffer(bytearray(row["crops"]), np.uint8).reshape(1, processor.clip_length, size, size, 3)
             inputs = {"pixel_values": processor.video_processor(crops)["pixel_values"]}
         else:
-            mel = np.frombuffer(row["input_features"], np.float16).astype(np.float32)
-            inputs = {"input_features": torch.from_numpy(mel.reshape(1, processor.feature_extractor.feature_size, -1))}
+            name = processor.audio_input_name
+            sound = np.frombuffer(row[name], np.float16).astype(np.float32)
+            inputs = {name: torch.from_numpy(sound.reshape(self.audio_shape))}
         return {**inputs, "labels": torch.tensor([row["labels"]])}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded: models and media are made here
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose by threads, tenfold beside other work
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest

@@ -308,6 +308,27 @@ def test_errors_name_the_value_and_the_remedy():
             model(**inputs)
 
 
+def test_features_that_are_not_finite_are_named():
+    model = tiny_model()
+    inputs = features(model)
+    inputs["audio_features"][1, 4, 0] = torch.nan
+    with pytest.raises(ValueError, match="audio_features are not finite in window 1, clip 4: mend the clip or set its"):
+        model(**inputs)
+    mask = torch.ones(3, 16)
+    mask[1, 4] = 0
+    assert torch.isfinite(model(**inputs, audio_mask=mask).logits).all()
+
+
+def test_device_map_and_retained_gradients(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, device_map="cpu")
+    inputs = features(model)
+    output = model(**inputs, labels=torch.rand(3, 16, 2))
+    output.video_hidden_state.retain_grad()
+    output.loss.backward()
+    assert output.video_hidden_state.grad.abs().sum() > 0
+
+
 def test_other_fusions_take_any_length():
     for fusion in ("concat", "cross_attention"):
         model = tiny_model(fusion=fusion)
