@@ -12,7 +12,7 @@ setup(
     description="Face and voice in, a valence/arousal timeline out: joint cross-attention as a Transformers model",
     long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
     classifiers=[
