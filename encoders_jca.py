@@ -425,7 +425,9 @@ def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
         clips = clips[:, :, None, None]  # a spectrogram is one frame with one channel
     leading = clips.shape[: 3 if by_frame else 2]
     inputs, valid = clips.flatten(0, len(leading) - 1), None
-    if config.model_type == "whisper":  # reads 30 s: silence follows the clip, as Whisper scales it, and is not averaged
+    if (
+        config.model_type == "whisper"
+    ):  # reads 30 s: silence follows the clip, as Whisper scales it, and is not averaged
         silence = (inputs.amax(dim=(1, 2), keepdim=True) - 2).clamp(min=-1.5)
         missing = 2 * config.max_source_positions - inputs.shape[2]
         valid = (inputs.shape[2] + 1) // 2

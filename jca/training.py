@@ -306,9 +306,9 @@ def load_encoders(model: JCAModel, recipe: Recipe, seed: int) -> None:
             raise FileNotFoundError(
                 f"{folder} holds no trained {modality} encoder: train the stage {modality!r} first."
             )
-        trained, encoder = JCAModel.from_pretrained(folder), getattr(model, f"{modality}_encoder")
-        encoder.load_state_dict(getattr(trained, f"{modality}_encoder").state_dict())
-        encoder.requires_grad_(False)
+        trained = getattr(JCAModel.from_pretrained(folder), f"{modality}_encoder")
+        getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
+    model.freeze_encoders()
 
 
 def train_fusion(recipe: Recipe, seed: int = 0, row: str | None = None) -> Path:
