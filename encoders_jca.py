@@ -408,6 +408,19 @@ def sees_pictures(encoder: PreTrainedModel) -> bool:
     return encoder.main_input_name == "pixel_values" and not clips
 
 
+def encode_present(encoder: PreTrainedModel, clips: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """[`encode`] for the clips that `mask` `(batch, clips)` leaves in; the feature of the others is 0 and costs nothing,
+    which is much at the end of a video. A graph has no such choice: compiled or exported, every clip is encoded."""
+    if mask is None or torch.compiler.is_compiling() or mask.shape != clips.shape[:2]:
+        return encode(encoder, clips)
+    present = mask != 0
+    features = torch.zeros(*clips.shape[:2], feature_size(encoder.config), device=clips.device)
+    if not present.any():
+        return features.to(clips.dtype)
+    encoded = encode(encoder, clips[present][None])[0]
+    return features.to(encoded.dtype).masked_scatter(present.unsqueeze(-1), encoded)
+
+
 def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     """
     What an encoder makes of each clip: its own pooling if it has one (`pooler_output` of CNNs, CLIP, SigLIP, DINO, AST and
@@ -425,9 +438,7 @@ def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
         clips = clips[:, :, None, None]  # a spectrogram is one frame with one channel
     leading = clips.shape[: 3 if by_frame else 2]
     inputs, valid = clips.flatten(0, len(leading) - 1), None
-    if (
-        config.model_type == "whisper"
-    ):  # reads 30 s: silence follows the clip, as Whisper scales it, and is not averaged
+    if config.model_type == "whisper":  # reads 30 s: silence follows, as Whisper scales it, and is not averaged
         silence = (inputs.amax(dim=(1, 2), keepdim=True) - 2).clamp(min=-1.5)
         missing = 2 * config.max_source_positions - inputs.shape[2]
         valid = (inputs.shape[2] + 1) // 2
@@ -444,4 +455,4 @@ def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     return features.mean(dim=2) if by_frame else features
 
 
-__all__ = ["I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode", "feature_size"]
+__all__ = ["I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode_present", "feature_size"]

@@ -18,11 +18,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
-    from .encoders_jca import build_encoder, encode, feature_size, trim_encoder
+    from .encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
     from .fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
-    from encoders_jca import build_encoder, encode, feature_size, trim_encoder
+    from encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
     from fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
@@ -232,34 +232,40 @@ class JCAModel(PreTrainedModel):
         """Width of `audio_features`."""
         return feature_size(self.config.audio_config)
 
-    def get_video_features(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+    def get_video_features(
+        self, pixel_values: torch.FloatTensor, video_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
         """What the visual encoder makes of each clip.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, clips, frames, channels, height, width)`).
+            video_mask (`torch.Tensor` of shape `(batch, clips)`, *optional*): clips that it leaves out are not encoded.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, video_size)`, to be given back as `video_features`.
         """
-        return encode(self.video_encoder, pixel_values)
+        return encode_present(self.video_encoder, pixel_values, video_mask)
 
-    def get_audio_features(self, input_features: torch.FloatTensor) -> torch.FloatTensor:
+    def get_audio_features(
+        self, input_features: torch.FloatTensor, audio_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
         """What the audio encoder makes of each clip.
 
         Args:
             input_features (`torch.FloatTensor`): what the encoder reads, as the processor gives it under the name
                 `input_features` or `input_values`: log-mel spectrograms `(batch, clips, mel bands, steps)` (`(batch, clips,
                 steps, mel bands)` for AST and Wav2Vec2-BERT) or waveforms `(batch, clips, samples)`.
+            audio_mask (`torch.Tensor` of shape `(batch, clips)`, *optional*): clips that it leaves out are not encoded.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, audio_size)`, to be given back as `audio_features`.
         """
-        return encode(self.audio_encoder, input_features)
+        return encode_present(self.audio_encoder, input_features, audio_mask)
 
     def _modality(self, modality, inputs, features, mask):
         """Encode and check one modality: its features `(batch, clips, size)` and mask `(batch, clips, 1)`."""
         if features is None and inputs is not None:
-            features = getattr(self, f"get_{modality}_features")(inputs)
+            features = getattr(self, f"get_{modality}_features")(inputs, mask)
         if features is None:
             return None, None
         size = getattr(self, f"{modality}_size")

@@ -147,8 +147,8 @@ def extract_features(
                 part = {"end_frames": window["end_frames"]}
                 for modality in model.config.modalities:
                     name = "pixel_values" if modality == "video" else processor.audio_input_name
-                    clips = inputs[name].to(model.device)
-                    encoded = getattr(model, f"get_{modality}_features")(clips)
+                    clips, mask = inputs[name].to(model.device), inputs[f"{modality}_mask"].to(model.device)
+                    encoded = getattr(model, f"get_{modality}_features")(clips, mask)
                     part[f"{modality}_features"] = encoded[0].half().cpu().numpy()
                     part[f"{modality}_mask"] = window[f"{modality}_mask"]
                 parts.append(part)

@@ -11,11 +11,11 @@ FPS, RATE, SIZE = 30, 44100, 32
 
 
 def series(seed: int, num_frames: int) -> np.ndarray:
-    """Valence and arousal `(frames, 2)` that move within about a second, in [-0.9, 0.9]."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(num_frames)[:, None] / FPS
-    rates, phases = rng.uniform(0.15, 0.4, (2, 2)), rng.uniform(0, 7, (2, 2))
-    return (0.45 * np.sin(2 * np.pi * rates * t[..., None] + phases).sum(-1)).astype(np.float32)
+    """Valence and arousal `(frames, 2)` in [-0.9, 0.9], drawn anew every 1.2 s: a second later nothing foretells them."""
+    knots = np.arange(0, num_frames / FPS + 1.2, 1.2)
+    values = np.random.default_rng(seed).uniform(-0.9, 0.9, (2, len(knots)))
+    time = np.arange(num_frames) / FPS
+    return np.stack([np.interp(time, knots, value) for value in values], axis=1).astype(np.float32)
 
 
 def write_release(root: Path, videos: dict[str, list[str]], num_frames: int = 640) -> Path:

@@ -163,6 +163,21 @@ def test_what_is_masked_is_not_read(fusion, modality):
     torch.testing.assert_close(model(**inputs, **{f"{modality}_mask": mask}).logits, expected)
 
 
+def test_clips_that_are_masked_are_not_encoded():
+    model, inputs = tiny_model(), media()
+    mask = torch.ones(2, 16)
+    mask[1, 4:] = 0
+    seen = []
+    model.video_encoder.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    features = model.get_video_features(inputs["pixel_values"], mask)
+    assert len(seen[0]["pixel_values"]) == 20
+    torch.testing.assert_close(features[mask == 1], model.get_video_features(inputs["pixel_values"])[mask == 1])
+    assert not features[1, 4:].any()
+    features.sum().backward()
+    assert model.video_encoder.stem[0].weight.grad.any()
+    assert not model.get_audio_features(inputs["input_features"], torch.zeros(2, 16)).any()
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
 def test_a_modality_left_out_is_masked_everywhere(fusion):

@@ -24,7 +24,7 @@ def recipe(tmp_path_factory):
         "model": {**TINY, "dropout": 0.0},
         "processor": {"video_processor": {"size": 16}},
         "video": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 6},
-        "audio": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 10},
+        "audio": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 14},
         "fusion": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 10},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
@@ -32,17 +32,17 @@ def recipe(tmp_path_factory):
 
 
 def test_three_stages_learn_what_face_and_voice_carry(recipe):
-    """Valence is in the picture alone and arousal in the sound alone, moving within a second or two: this fails when
-    labels are shuffled or the sound is shifted by a second."""
+    """Valence is in the picture alone and arousal in the sound alone, drawn anew within 1.2 s: this fails when labels are
+    shuffled or the sound is shifted by a second."""
     recipe = load_recipe(recipe)
     best = {}
     for modality in ("video", "audio"):
         best[modality] = json.loads((train_encoder(recipe, modality) / "metrics.json").read_text())["best"]
     folder = train_fusion(recipe)
     best["fusion"] = json.loads((folder / "metrics.json").read_text())["best"]
-    assert best["video"]["ccc_valence"] > 0.9
+    assert best["video"]["ccc_valence"] > 0.85
     assert abs(best["video"]["ccc_arousal"]) < 0.4
-    assert best["audio"]["ccc_arousal"] > 0.8
+    assert best["audio"]["ccc_arousal"] > 0.75
     assert best["fusion"]["ccc"] > 0.8
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert train_fusion(recipe) == folder  # what has ended is not trained again
