@@ -82,7 +82,8 @@ class JointCrossAttention(nn.Module):
         self.out = nn.Linear(attention_size, clips, bias=False)  # W_h
 
     def forward(self, features: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        correlation = (features.mT @ self.joint(joint.mT).mT * self.scale).tanh()
+        # the map is the largest thing here: scaled before the product and in place after it, it is written once
+        correlation = ((features * self.scale).mT @ self.joint(joint.mT).mT).tanh_()
         attention = (self.own(features.mT) + self.correlated(correlation)).relu()
         return self.out(attention).mT + features, correlation
 
@@ -130,7 +131,7 @@ class DenseCoAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = (self.key(features.mT) @ query * self.scale).tanh()
+        scores = ((self.key(features.mT) * self.scale) @ query).tanh_()
         attended = (self.value(features) @ self.dropout(scores)).tanh().relu()
         return features + self.dropout(self.out(attended).relu()), scores
 
