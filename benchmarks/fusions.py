@@ -50,18 +50,19 @@ class LoopedJointCrossAttention(nn.Module):
         return torch.stack(outputs)
 
 
-def seconds(run: Callable[[], None], device: str, repeats: int = 7) -> float:
-    """Least of some timings of a call, after one that is not counted."""
-    times = []
+def seconds(runs: list[Callable[[], None]], device: str, repeats: int = 15) -> list[float]:
+    """Least of the timings of each call; the calls take turns, so that all see the same state of the machine."""
+    times = [[] for _ in runs]
     for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        for run, taken in zip(runs, times, strict=True):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    return [min(taken[1:]) for taken in times]  # the first one warms up
 
 
 def build(fusion: str, num_clips: int, device: str) -> jca.JCAModel:
@@ -93,8 +94,8 @@ def main():
     for num_clips in (8, 16, 64):
         model = build("joint_cross_attention", num_clips, device)
         looped, inputs = LoopedJointCrossAttention(model), features(batch, num_clips, device)
-        loop = seconds(lambda: looped(**inputs).square().mean().backward(), device)  # noqa: B023
-        batched = seconds(lambda: model(**inputs).logits.square().mean().backward(), device)  # noqa: B023
+        runs = [looped, lambda **inputs: model(**inputs).logits]  # noqa: B023
+        loop, batched = seconds([lambda run=run: run(**inputs).square().mean().backward() for run in runs], device)  # noqa: B023
         difference = (looped(**inputs) - model(**inputs).logits).abs().max().item()
         print(f"| {num_clips} | {loop * 1e3:.1f} | {batched * 1e3:.1f} | {loop / batched:.1f} | {difference:.0e} |")
 
@@ -103,7 +104,8 @@ def main():
         cells = []
         for num_clips in (8, 16, 64, 256):
             model, inputs = build(fusion, num_clips, device), features(batch, num_clips, device)
-            cells.append(f"{seconds(lambda: model(**inputs).logits.square().mean().backward(), device, 3) * 1e3:.1f}")  # noqa: B023
+            (taken,) = seconds([lambda: model(**inputs).logits.square().mean().backward()], device, 5)  # noqa: B023
+            cells.append(f"{taken * 1e3:.1f}")
         parameters = sum(p.numel() for p in build(fusion, 16, device).parameters() if p.requires_grad)
         print(f"| {fusion} | {parameters:,} | {' | '.join(cells)} |")
 
