@@ -109,6 +109,20 @@ def main():
         parameters = sum(p.numel() for p in build(fusion, 16, device).parameters() if p.requires_grad)
         print(f"| {fusion} | {parameters:,} | {' | '.join(cells)} |")
 
+    print("\n| the authors' module | their parameters | ours |\n|---|---|---|")
+    raw = {"head_input": "raw_video", "regressor_act": "linear"}
+    dense = {"fusion": "dense_co_attention", "projection_size": None, "temporal": ["joint"]}
+    spatial = {"video_config": {"model_type": "r2plus1d", "spatial_size": 7}}
+    for name, theirs, changes in [
+        ("cam.py, 8 clips, one output", 231_041, {"num_clips": 8, "id2label": {0: "valence"}, **raw}),
+        ("cam.py, 16 clips", 314_626, raw),
+        ("orig_cam.py", 8_586_323, {**dense, **spatial}),
+    ]:
+        with torch.device("meta"):
+            model = jca.JCAModel(jca.JCAConfig(**changes))
+        ours = sum(p.numel() for name, p in model.named_parameters() if "_encoder." not in name)
+        print(f"| {name} | {theirs:,} | {ours:,} |")
+
 
 if __name__ == "__main__":
     main()
