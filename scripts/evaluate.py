@@ -21,17 +21,18 @@ def main():
     parser.add_argument("data", help="folder of the release")
     parser.add_argument("--split", choices=list(SPLITS), default="validation")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
-    parser.add_argument("--smoothing", help='odd number of frames, or "paper"; none by default')
+    parser.add_argument(
+        "--smoothing",
+        type=lambda text: text if text == "paper" else int(text),
+        help='odd number of frames, or "paper"; none by default',
+    )
     parser.add_argument("--cache", default="runs/cache", help="folder in which the encoders' features are kept")
     parser.add_argument("--output", help="JSON file to write")
     arguments = parser.parse_args()
-    smoothing = arguments.smoothing
-    if smoothing is not None and smoothing != "paper":
-        smoothing = int(smoothing)
     model, processor = AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)
     dataset = load_affwild2(arguments.data, arguments.split)
     features = extract_features(dataset, model, processor, arguments.hop, arguments.cache)
-    metrics = evaluate(model, features, processor, arguments.hop, smoothing)
+    metrics = evaluate(model, features, processor, arguments.hop, arguments.smoothing)
     print(f"{arguments.split} of {arguments.data}: {len(dataset)} videos, {metrics['frames']} labelled frames")
     print("| | CCC | MSE | PCC |\n|---|---|---|---|")
     for name in model.config.id2label.values():

@@ -4,11 +4,6 @@ Nothing about real people can be concluded from it.
 """
 
 import argparse
-import sys
-from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 
 from jca.synthetic import make_synthetic
 

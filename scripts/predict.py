@@ -23,13 +23,14 @@ def main():
     )
     parser.add_argument("--annotation", help="Aff-Wild2 annotation of the video, drawn beside the prediction")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
-    parser.add_argument("--smoothing", help='odd number of frames, or "paper"; none by default')
+    parser.add_argument(
+        "--smoothing",
+        type=lambda text: text if text == "paper" else int(text),
+        help='odd number of frames, or "paper"; none by default',
+    )
     arguments = parser.parse_args()
-    smoothing = arguments.smoothing
-    if smoothing is not None and smoothing != "paper":
-        smoothing = int(smoothing)
     pipe = pipeline("audio-visual-emotion", model=arguments.model)
-    rows = pipe(arguments.video, hop=arguments.hop, smoothing=smoothing)
+    rows = pipe(arguments.video, hop=arguments.hop, smoothing=arguments.smoothing)
     write_csv(rows, arguments.csv)
     print(f"{len(rows)} frames: {arguments.csv}")
     if arguments.plot:
