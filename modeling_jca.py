@@ -286,14 +286,16 @@ class JCAModel(PreTrainedModel):
                 f"{modality}_features are not finite in window {where[0]}, clip {where[1]}: mend the clip or set its "
                 f"{modality}_mask to 0."
             )
-        return features, mask.to(features.dtype).unsqueeze(-1)
+        mask = mask.to(features.dtype).unsqueeze(-1)
+        # `where` and not a product: what stands in a clip that is not there may be anything, NaN too; and before the
+        # first layer, whose gradient would be 0 * NaN
+        return torch.where(mask == 0, 0, features), mask
 
     def _prepare(self, modality, features, mask):
         """Project one modality, zero what is masked and run its LSTM: `(batch, clips, dim)` as the fusion sees it."""
         if self.config.projection_size is not None:
             features = getattr(self, f"{modality}_projection")(features)
-        # `where` and not a product: what stands in a clip that is not there may be anything, NaN too
-        features = torch.where(mask == 0, 0, features)
+        features = features * mask  # the bias of a projection does not stand for a clip that is not there
         return getattr(self, f"{modality}_temporal")(features) if modality in self.config.temporal else features
 
     @can_return_tuple

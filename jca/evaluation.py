@@ -31,6 +31,7 @@ def predict(
     logits = []
     for batch in torch.utils.data.DataLoader(dataset, batch_size):
         inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+        inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
         logits.append(model(**inputs).logits.float().cpu().numpy())
     logits = np.concatenate(logits)
     rows = np.array([row for row, _ in dataset.windows])

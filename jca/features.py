@@ -45,7 +45,7 @@ def labels_at(end_frames: np.ndarray, times: np.ndarray, labels: np.ndarray, fra
 
 
 def fingerprint(dataset: Dataset, processor: JCAProcessor, hop: int, model: JCAModel | None = None) -> str:
-    """What a cache depends on, as 16 hex digits: media, annotations, processor, hop and the encoders' weights."""
+    """What a cache depends on, as 16 hex digits: media, crops, annotations, processor, hop and the encoders' weights."""
     digest = hashlib.sha256()
     parts = (processor, processor.video_processor, processor.feature_extractor)
     # a processor that was loaded differs from the one that was saved by where its code is found
@@ -55,11 +55,13 @@ def fingerprint(dataset: Dataset, processor: JCAProcessor, hop: int, model: JCAM
     for row in dataset:
         media = Path(row["media_path"]).stat()
         digest.update(f"{row['video_id']} {media.st_size} {media.st_mtime_ns}".encode())
+        if row["crops_dir"] is not None and Path(row["crops_dir"]).exists():
+            digest.update(str(Path(row["crops_dir"]).stat().st_mtime_ns).encode())  # changes as crops come and go
         digest.update(np.ascontiguousarray(row["labels"]).tobytes())
     for name, tensor in model.state_dict().items() if model is not None else ():
         if "_encoder." in name:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -147,7 +149,10 @@ def extract_features(
                 part = {"end_frames": window["end_frames"]}
                 for modality in model.config.modalities:
                     name = "pixel_values" if modality == "video" else processor.audio_input_name
-                    clips, mask = inputs[name].to(model.device), inputs[f"{modality}_mask"].to(model.device)
+                    clips, mask = (
+                        inputs[name].to(model.device, model.dtype),
+                        inputs[f"{modality}_mask"].to(model.device),
+                    )
                     encoded = getattr(model, f"get_{modality}_features")(clips, mask)
                     part[f"{modality}_features"] = encoded[0].half().cpu().numpy()
                     part[f"{modality}_mask"] = window[f"{modality}_mask"]

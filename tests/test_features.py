@@ -84,6 +84,9 @@ def test_evaluation_is_what_the_pipeline_serves(model_folder, video, silent_vide
         served = np.array([[row["valence"], row["arousal"]] for row in rows])
         np.testing.assert_allclose(values, served, atol=3e-3)  # features are kept in float16
     assert evaluate(model, features, processor, 8)["frames"] == 600 + 40 + 475
+    half = jca.JCAModel.from_pretrained(model_folder, dtype=torch.bfloat16)
+    features = extract_features(dataset.select([1]), half, processor, 8, tmp_path)
+    assert np.isfinite(predict(half, features, processor, 8)[0]).all()
 
 
 def test_features_are_computed_once_and_never_stale(root, tmp_path, monkeypatch):

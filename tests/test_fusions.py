@@ -59,12 +59,17 @@ def test_windows_and_masked_clips_do_not_leak(model):
     inputs = features(model)
     alone = torch.cat([model(**{name: x[i : i + 1] for name, x in inputs.items()}).logits for i in range(3)])
     torch.testing.assert_close(model(**inputs).logits, alone, atol=1e-5, rtol=1e-4)
-    modality = model.config.modalities[-1]
     mask = torch.ones(3, 16)
     mask[:, 10:] = 0
-    expected = model(**inputs, **{f"{modality}_mask": mask}).logits
-    inputs[f"{modality}_features"][:, 10:] = torch.nan
-    torch.testing.assert_close(model(**inputs, **{f"{modality}_mask": mask}).logits, expected)
+    for modality in model.config.modalities:
+        masked = {**inputs, f"{modality}_mask": mask}
+        expected = model(**masked).logits
+        masked[f"{modality}_features"] = inputs[f"{modality}_features"].clone()
+        masked[f"{modality}_features"][:, 10:] = torch.nan
+        torch.testing.assert_close(model(**masked).logits, expected)
+        with torch.enable_grad():
+            model(**masked, labels=torch.rand(3, 16, 2)).loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     nothing = {f"{m}_mask": torch.zeros(3, 16) for m in model.config.modalities}
     assert torch.isfinite(model(**features(model), **nothing).logits).all()
 
