@@ -222,8 +222,17 @@ def fit(
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "metrics.json").exists()
+def _finished(folder: Path, arguments: StageArguments | None = None) -> bool:
+    """Whether a stage has ended in `folder`; raises ValueError if that was with other arguments."""
+    if not (folder / "metrics.json").exists():
+        return False
+    before = json.loads((folder / "metrics.json").read_text())["arguments"]
+    if arguments is not None and before != vars(arguments):
+        raise ValueError(
+            f"{folder} was trained with {before}, and the recipe now says {vars(arguments)}: remove the folder or name "
+            "another output_dir."
+        )
+    return True
 
 
 def _on_main_process_first(make: Callable):
@@ -247,7 +256,7 @@ def score_clips(model: JCAModel, dataset: ClipDataset) -> dict[str, float]:
 def train_encoder(recipe: Recipe, modality: str, seed: int = 0) -> Path:
     """Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips. Returns its folder."""
     folder = Path(recipe.output_dir) / f"seed-{seed}" / f"{modality}_encoder"
-    if _finished(folder):
+    if _finished(folder, getattr(recipe, modality)):
         return folder
     processor = build_processor(recipe)
     train, validation = (
@@ -320,7 +329,7 @@ def train_fusion(recipe: Recipe, seed: int = 0, row: str | None = None) -> Path:
     """
     row = row or JCAConfig(**recipe.model).fusion
     folder = Path(recipe.output_dir) / f"seed-{seed}" / row
-    if _finished(folder):
+    if _finished(folder, recipe.fusion):
         return folder
     processor, hop = build_processor(recipe), recipe.data.hop
     train, validation = (fusion_features(recipe, split, seed) for split in ("train", "validation"))

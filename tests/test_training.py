@@ -47,6 +47,8 @@ def test_three_stages_learn_what_face_and_voice_carry(recipe):
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert train_fusion(recipe) == folder  # what has ended is not trained again
     assert (folder / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="joint_cross_attention was trained with .* remove the folder or name another"):
+        train_fusion(replace(recipe, fusion=replace(recipe.fusion, num_epochs=3)))
 
 
 def toy(seed=0):
