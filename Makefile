@@ -23,9 +23,10 @@ $(VENV)/installed: requirements.lock setup.py
 
 demo: install  ## synthetic corpus, the three stages of training, comparison table, timeline of a held-out video
 	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/accelerate launch $(LAUNCH) scripts/train.py recipes/demo.yaml
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml
-	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/corpus \
+	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/prepared \
 	  --cache $(RUN)/cache --output $(RUN)/metrics.json
 	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/$(HELD_OUT).mp4 --model $(RUN)/seed-0/joint_cross_attention \
 	  --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png --explain \
@@ -33,6 +34,7 @@ demo: install  ## synthetic corpus, the three stages of training, comparison tab
 
 seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
 	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml --seeds $(SEEDS)
 
 test: install  ## all tests

@@ -27,11 +27,12 @@ setup(
     package_data={"jca": ["py.typed"]},
     install_requires=[
         "accelerate>=1.10",
-        "av>=14",
+        "av>=17",
         "datasets>=5",
         "evaluate>=0.4.6",
         "huggingface-hub>=2",
         "numpy>=1.26",
+        "pyarrow>=21",
         "pyyaml>=6",
         "safetensors>=0.5",
         "soundfile>=0.12",
@@ -40,8 +41,11 @@ setup(
         "transformers>=5.20",
     ],
     extras_require={
+        "augment": ["kornia>=0.8"],
         "plots": ["matplotlib>=3.9"],
         "dev": [
+            "audmetric>=1.4",
+            "kornia>=0.8",
             "matplotlib>=3.9",
             "onnx>=1.18",
             "onnxruntime>=1.22",
@@ -49,6 +53,7 @@ setup(
             "pre-commit>=4",
             "pytest>=8",
             "ruff>=0.12",
+            "scipy>=1.13",
             "setuptools>=77",
             "typos>=1.30",
         ],

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from jca.features import WindowDataset
 from jca.metrics import score
+from jca.windows import WindowDataset
 from modeling_jca import JCAModel
 from pipeline_jca import timeline
 from processing_jca import JCAProcessor
@@ -34,8 +34,7 @@ def predict(
         inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
         logits.append(model(**inputs).logits.float().cpu().numpy())
     logits = np.concatenate(logits)
-    rows = np.array([row for row, _ in dataset.windows])
-    ends = np.stack([ends for _, ends in dataset.windows])
+    rows, ends = dataset.rows, dataset.ends
     names = list(model.config.id2label.values())
     return [
         timeline(

@@ -1,172 +1,187 @@
-"""Encode once, keep, draw windows: clips and features of a corpus as memory-mapped Arrow files."""
+"""Encode once and keep: the features of every clip of a corpus, a memory-mapped Arrow file for each row."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Features, List, Value
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Array2D, Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from modeling_jca import IGNORED_LABEL, JCAModel
+from jca.corpus import CorpusError, frame_labels, split_by_length
+from jca.preparation import fit_labels, source_key, video_windows
+from modeling_jca import JCAModel
 from processing_jca import JCAProcessor
 
 
-# Labels --------------------------------------------------------------------------------------------------------------
+# where code and weights were found does not change what they compute
+VOLATILE = {"auto_map", "processor_class", "feature_extractor", "video_processor", "feature_extractor_type"}
+VOLATILE |= {"transformers_version", "dtype", "_name_or_path", "architectures"}
 
 
-def fit_labels(labels: np.ndarray, num_frames: int) -> np.ndarray:
-    """Labels `(frames, outputs)` for the frames that were read: Aff-Wild2's annotations are off by a frame or two. Row k
-    stays with frame k; frames without a row are not annotated."""
-    missing = max(num_frames - len(labels), 0)
-    return np.pad(labels[:num_frames], ((0, missing), (0, 0)), constant_values=IGNORED_LABEL).astype(np.float32)
-
-
-def labels_at(end_frames: np.ndarray, times: np.ndarray, labels: np.ndarray, frame_rate: float) -> np.ndarray:
-    """
-    The labels of clips, those of the frame that is nearest to the end of each: `(clips, outputs)`.
-
-    Args:
-        end_frames (`np.ndarray` of shape `(clips,)`): on the grid of `frame_rate` frames a second.
-        times (`np.ndarray` of shape `(frames,)`): of the file's frames, in seconds.
-        labels (`np.ndarray` of shape `(frames, outputs)`): of the file's frames. Beyond the last frame there is no label.
-    """
-    seconds = np.asarray(end_frames) / frame_rate
-    nearest = np.searchsorted((times[1:] + times[:-1]) / 2, seconds)
-    out = labels[nearest].astype(np.float32)
-    out[seconds > times[-1] + 0.5 / frame_rate] = IGNORED_LABEL
-    return out
-
-
-# Caches --------------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(dataset: Dataset, processor: JCAProcessor, hop: int, model: JCAModel | None = None) -> str:
-    """What a cache depends on, as 16 hex digits: media, crops, annotations, processor, hop and the encoders' weights."""
+def describe_features(model: JCAModel, processor: JCAProcessor, hop: int, precision: str) -> dict:
+    """What features depend on besides their row: encoders, processor, hop and precision, as JSON holds it."""
     digest = hashlib.sha256()
-    parts = (processor, processor.video_processor, processor.feature_extractor)
-    # a processor that was loaded differs from the one that was saved by where its code is found
-    code = {"auto_map", "processor_class", "feature_extractor", "video_processor"}
-    settings = [{name: value for name, value in part.to_dict().items() if name not in code} for part in parts]
-    digest.update(json.dumps([hop, settings], sort_keys=True).encode())
-    for row in dataset:
-        media = Path(row["media_path"]).stat()
-        digest.update(f"{row['video_id']} {media.st_size} {media.st_mtime_ns}".encode())
-        if row["crops_dir"] is not None and Path(row["crops_dir"]).exists():
-            digest.update(str(Path(row["crops_dir"]).stat().st_mtime_ns).encode())  # changes as crops come and go
-        digest.update(np.ascontiguousarray(row["labels"]).tobytes())
-    for name, tensor in model.state_dict().items() if model is not None else ():
+    for name, tensor in model.state_dict().items():
         if "_encoder." in name:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    parts = {
+        "processor": processor,
+        "video_processor": processor.video_processor,
+        "feature_extractor": processor.feature_extractor,
+        **{f"{modality}_encoder": getattr(model, f"{modality}_encoder").config for modality in model.config.modalities},
+    }
+    settings = {
+        part: {name: value for name, value in owner.to_dict().items() if name not in VOLATILE}
+        for part, owner in parts.items()
+    }
+    return {
+        "weights": digest.hexdigest(),
+        "hop": hop,
+        "precision": precision if precision != "no" else str(model.dtype),
+        **settings,
+    }
 
 
-def _kept(path: Path, features: Features, rows: Iterable[dict]) -> Dataset:
-    """The memory-mapped data set of `path`; `rows` are made and written where it is not there yet."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")  # a run that is stopped leaves no file that looks whole
-        with ArrowWriter(path=str(part), features=features, writer_batch_size=16) as writer:
-            for row in rows:
-                writer.write(row)
-            writer.finalize()
-        part.rename(path)
-    return Dataset.from_file(str(path))
+def fingerprint(description: Mapping) -> str:
+    """16 hex digits of what JSON holds."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def extract_clips(dataset: Dataset, processor: JCAProcessor, hop: int, folder: str | Path) -> Dataset:
-    """
-    Every labelled clip of a corpus, decoded once and kept: what the encoders are trained on.
+class _WindowStream(IterableDataset):
+    """The windows of rows as the model's inputs, one after the other; workers take whole rows. Of a row that can not be read
+    comes its error."""
 
-    Args:
-        dataset: rows of `load_affwild2`.
-        hop: frames between the ends of the clips.
-        folder: where the Arrow file is kept, under a name that changes with whatever it depends on.
+    def __init__(self, rows: list[dict], processor: JCAProcessor, hop: int):
+        self.rows, self.processor, self.hop = rows, processor, hop
 
-    Returns:
-        `datasets.Dataset`, a row for each clip: `crops` (bytes of `(clip_length, size, size, 3)` uint8), `input_features` or
-        `input_values`, as the processor names it (bytes of float16), `video_mask`, `audio_mask`, `labels` `(outputs,)`.
-    """
-
-    def rows() -> Iterator[dict]:
-        for row in tqdm(dataset, desc="clips", unit="video"):
-            windows = list(processor.windows(row["media_path"], crops_dir=row["crops_dir"], hop=hop))
-            times = np.array([frame.time for window in windows for frame in window["frames"]])
-            labels = fit_labels(row["labels"], len(times))
-            for window in windows:
-                sound = processor.audio_inputs(window["waveforms"]).half().numpy()
-                targets = labels_at(window["end_frames"], times, labels, processor.frame_rate)
-                for clip in np.flatnonzero((targets != IGNORED_LABEL).all(axis=1)):
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index in range(first, len(self.rows), step):
+            try:
+                for window in video_windows(self.rows[index], self.processor, self.hop):
                     yield {
-                        "crops": window["crops"][clip].tobytes(),
-                        processor.audio_input_name: sound[clip].tobytes(),
-                        "video_mask": window["video_mask"][clip],
-                        "audio_mask": window["audio_mask"][clip],
-                        "labels": targets[clip],
+                        "row": index,
+                        "end_frames": window["end_frames"],
+                        "times": [frame.time for frame in window["frames"]],
+                        "inputs": self.processor.inputs(window),
                     }
-
-    features = Features(
-        {
-            "crops": Value("binary"),
-            processor.audio_input_name: Value("binary"),
-            "video_mask": Value("bool"),
-            "audio_mask": Value("bool"),
-            "labels": List(Value("float32")),
-        }
-    )
-    return _kept(Path(folder) / f"clips-{fingerprint(dataset, processor, hop)}.arrow", features, rows())
+                yield {"row": index}  # that was all
+            except (ValueError, OSError) as error:
+                yield {"row": index, "error": f"{self.rows[index]['video_id']}: {error}"}
 
 
 @torch.no_grad()
+def encode_window(model: JCAModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """
+    What the encoders make of the clips of one window: for each modality of the model `{modality}_features` `(clips, size)`
+    float16 and `{modality}_mask` `(clips,)` bool.
+
+    Args:
+        inputs: of `JCAProcessor.inputs`.
+
+    Raises:
+        ValueError: if a feature is beyond float16 or no number.
+    """
+    out = {}
+    for modality in model.config.modalities:
+        names = ("pixel_values",) if modality == "video" else ("input_features", "input_values")
+        clips = next(inputs[name] for name in names if name in inputs)
+        clips = clips.to(model.device, model.dtype, non_blocking=True)
+        mask = inputs[f"{modality}_mask"]
+        features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))[0]
+        out[f"{modality}_features"] = features.half().cpu().numpy()
+        out[f"{modality}_mask"] = mask[0].numpy()
+        if not np.isfinite(out[f"{modality}_features"]).all():
+            raise ValueError(f"the {modality} encoder makes features that are no numbers, or too large for float16")
+    return out
+
+
 def extract_features(
-    dataset: Dataset, model: JCAModel, processor: JCAProcessor, hop: int, folder: str | Path
+    dataset: Dataset, model: JCAModel, processor: JCAProcessor, hop: int, folder: str | Path, num_workers: int = 0
 ) -> Dataset:
     """
     What the model's encoders make of every clip of a corpus, computed once and kept.
 
+    Under `accelerate launch` the rows are shared by all processes by their length, in the precision that it says; the
+    files are the same. A row's file appears when it is complete, so that a run that was stopped at any point goes on with
+    the rows that lack one. Names of files change with all they depend on: encoders, processor, hop and precision, the
+    row's media, crops and labels.
+
     Args:
-        dataset: rows of `load_affwild2`.
-        model: of which the encoders are used, on the device where it is.
+        dataset: rows of a corpus, see `jca.corpus`.
+        model: of which the encoders are used; moved to Accelerate's device.
         hop: frames between the ends of the clips.
-        folder: where the Arrow file is kept, under a name that changes with whatever it depends on.
+        folder: where the files are kept.
+        num_workers: processes, for each that encodes, that read and cut clips ahead.
 
     Returns:
-        `datasets.Dataset`, a row for each video: `video_id`, `end_frames` `(clips,)` in rising order, for each modality
-        of the model `{modality}_features` `(clips, size)` float16 and `{modality}_mask` `(clips,)`, and for the frames of
-        the file `times` `(frames,)` in seconds and `labels` `(frames, outputs)`.
+        `datasets.Dataset`, a row for each of `dataset`: `video_id`, `end_frames` `(clips,)` in rising order, for each
+        modality of the model `{modality}_features` `(clips, size)` float16 and `{modality}_mask` `(clips,)`, and for the
+        frames of the file `times` `(frames,)` in seconds and `labels` `(frames, outputs)`.
+
+    Raises:
+        CorpusError: one report of all rows that could not be read, when the others are done.
     """
+    accelerator = Accelerator()
+    description = describe_features(model, processor, hop, accelerator.mixed_precision)
+    folder = Path(folder) / f"features-{fingerprint(description)}"
+    paths = [folder / f"{row['video_id']}-{source_key(row)}.arrow" for row in dataset]
+    pending = [index for index, path in enumerate(paths) if not path.exists()]
+    accelerator.wait_for_everyone()  # all have seen the same files before the first is added
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "about.json").write_text(json.dumps(description, indent=1, default=str))
+    accelerator.wait_for_everyone()
+    if pending:
+        parts = split_by_length([dataset[index]["num_frames"] for index in pending], accelerator.num_processes)
+        mine = [pending[index] for index in parts[accelerator.process_index]]
+        model.to(accelerator.device).eval()
+        problems = []
+        with accelerator.autocast():
+            rows, targets = [dataset[index] for index in mine], [paths[index] for index in mine]
+            problems = _extract(rows, targets, model, processor, hop, num_workers)
+        problems = sorted(gather_object(problems))
+        if problems:
+            raise CorpusError(folder, problems)
+    return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
 
-    def rows() -> Iterator[dict]:
-        model.eval()
-        for row in tqdm(dataset, desc="features", unit="video"):
-            parts, times = [], []
-            for window in processor.windows(row["media_path"], crops_dir=row["crops_dir"], hop=hop):
-                inputs = processor.inputs(window)
-                part = {"end_frames": window["end_frames"]}
-                for modality in model.config.modalities:
-                    name = "pixel_values" if modality == "video" else processor.audio_input_name
-                    clips, mask = (
-                        inputs[name].to(model.device, model.dtype),
-                        inputs[f"{modality}_mask"].to(model.device),
-                    )
-                    encoded = getattr(model, f"get_{modality}_features")(clips, mask)
-                    part[f"{modality}_features"] = encoded[0].half().cpu().numpy()
-                    part[f"{modality}_mask"] = window[f"{modality}_mask"]
-                parts.append(part)
-                times += [frame.time for frame in window["frames"]]
-            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            order = np.argsort(whole["end_frames"])
-            yield {
-                "video_id": row["video_id"],
-                **{name: values[order] for name, values in whole.items()},
-                "times": times,
-                "labels": fit_labels(row["labels"], len(times)),
-            }
 
+def _extract(
+    rows: list[dict], paths: list[Path], model: JCAModel, processor: JCAProcessor, hop: int, num_workers: int
+) -> list[str]:
+    """Write the file of each row; returns what could not be read."""
+    loader = DataLoader(
+        _WindowStream(rows, processor, hop),
+        batch_size=None,
+        num_workers=min(num_workers, len(rows)),
+        pin_memory=model.device.type == "cuda",
+    )
+    schema, parts, problems = _schema(model), {}, []
+    frames = sum(row["num_frames"] for row in rows)
+    with tqdm(total=frames, desc="features", unit="frame", unit_scale=True) as bar:
+        for window in loader:
+            index = window["row"]
+            if "inputs" in window:
+                part = {"end_frames": np.asarray(window["end_frames"]), "times": window["times"]}
+                parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"])})
+                bar.update(len(window["times"]))
+            elif "error" in window:
+                problems.append(window["error"])
+            else:
+                _write(paths[index], schema, rows[index], parts.pop(index))
+    return problems
+
+
+def _schema(model: JCAModel) -> Features:
     features = Features(
         video_id=Value("string"),
         end_frames=List(Value("int64")),
@@ -176,95 +191,22 @@ def extract_features(
     for modality in model.config.modalities:
         features[f"{modality}_features"] = Array2D((None, getattr(model, f"{modality}_size")), "float16")
         features[f"{modality}_mask"] = List(Value("bool"))
-    return _kept(Path(folder) / f"features-{fingerprint(dataset, processor, hop, model)}.arrow", features, rows())
+    return features
 
 
-# What training reads -------------------------------------------------------------------------------------------------
-
-
-class ClipDataset(torch.utils.data.Dataset):
-    """Rows of [`extract_clips`] as the model's inputs for windows of one clip; `modality` alone is read."""
-
-    def __init__(self, clips: Dataset, processor: JCAProcessor, modality: str):
-        mask = f"{modality}_mask"
-        # an encoder learns nothing from a clip that does not show it its modality
-        self.rows = np.flatnonzero(clips.data.column(mask).to_numpy())
-        columns = ["crops" if modality == "video" else processor.audio_input_name, mask, "labels"]
-        self.clips = clips.select_columns(columns)
-        self.processor, self.modality = processor, modality
-        silence = np.zeros((1, processor.clip_samples), np.float32)
-        self.audio_shape = processor.audio_inputs(silence).shape  # of every clip: all have one length
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row, processor = self.clips[int(self.rows[index])], self.processor
-        if self.modality == "video":
-            size = processor.video_processor.size
-            crops = np.frombuffer(bytearray(row["crops"]), np.uint8).reshape(1, processor.clip_length, size, size, 3)
-            inputs = {"pixel_values": processor.video_processor(crops)["pixel_values"]}
-        else:
-            name = processor.audio_input_name
-            sound = np.frombuffer(row[name], np.float16).astype(np.float32)
-            inputs = {name: torch.from_numpy(sound.reshape(self.audio_shape))}
-        return {**inputs, "labels": torch.tensor([row["labels"]])}
-
-
-def _views(features: Dataset, column: str) -> list[np.ndarray]:
-    """The arrays of a column, one for each row, as views of the memory-mapped file."""
-    kind, views = features.features[column], []
-    for chunk in features.data.column(column).chunks:
-        lists = getattr(chunk, "storage", chunk)  # an Array2D is stored as a list of lists
-        values = lists.flatten()
-        if isinstance(kind, Array2D):
-            values = values.flatten()
-        array = values.to_numpy(zero_copy_only=False)  # booleans are bits in Arrow: they are copied
-        if isinstance(kind, Array2D):
-            array = array.reshape(-1, kind.shape[1])
-        views += np.split(array, np.cumsum(lists.value_lengths().to_numpy())[:-1])
-    return views
-
-
-class WindowDataset(torch.utils.data.Dataset):
-    """
-    Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`,
-    `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where there is none.
-
-    Args:
-        hop: of the features.
-        every_phase: all windows that lie in the video, shifted by `hop`, as well as those of the plan (for training);
-            otherwise those of the plan alone, in which each clip stands once (for evaluation).
-    """
-
-    def __init__(self, features: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
-        self.inputs = {
-            name: _views(features, name) for name in features.column_names if name.endswith(("_features", "_mask"))
-        }
-        self.end_frames, self.times, self.labels = (_views(features, n) for n in ("end_frames", "times", "labels"))
-        self.frame_rate = processor.frame_rate
-        self.windows = []  # (row, end frames)
-        for row, times in enumerate(self.times):
-            num_frames = round(times[-1] * processor.frame_rate) + 1
-            plan = {tuple(ends) for ends in processor.plan(num_frames, hop)}
-            if every_phase:
-                length = processor.num_clips * processor.span
-                plan |= {
-                    tuple(range(end, end + length, processor.span))
-                    for end in range(hop - 1, num_frames - length + processor.span, hop)
-                }
-            self.windows += [(row, np.array(ends)) for ends in sorted(plan)]
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row, ends = self.windows[index]
-        known = self.end_frames[row]
-        position = np.minimum(np.searchsorted(known, ends), len(known) - 1)
-        exists = known[position] == ends
-        item = {"labels": labels_at(ends, self.times[row], self.labels[row], self.frame_rate)}
-        for name, rows in self.inputs.items():
-            values = rows[row][position]
-            item[name] = values & exists if name.endswith("_mask") else values.astype(np.float32)
-        return {name: torch.from_numpy(values) for name, values in item.items()}
+def _write(path: Path, schema: Features, row: Mapping, parts: list[dict]) -> None:
+    times = np.concatenate([part.pop("times") for part in parts])
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(whole["end_frames"])
+    part = path.with_suffix(".part")  # a run that is stopped leaves no file that looks whole
+    with ArrowWriter(path=str(part), features=schema) as writer:
+        writer.write(
+            {
+                "video_id": row["video_id"],
+                **{name: values[order] for name, values in whole.items()},
+                "times": times,
+                "labels": fit_labels(frame_labels(row), len(times)),
+            }
+        )
+        writer.finalize()
+    part.replace(path)

@@ -13,15 +13,16 @@ def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
     0 where both series are one and the same constant, for which the formula is 0 / 0.
     """
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    x, y = x - y[0], y - y[0]  # the mean of equal numbers is not always that number: 0 / 0 would be missed
     denominator = x.var() + y.var() + (x.mean() - y.mean()) ** 2
-    return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / denominator) if denominator > 0 else 0.0
+    return 0.0 if denominator == 0 else float(2 * ((x - x.mean()) * (y - y.mean())).mean() / denominator)
 
 
 def pcc(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's correlation coefficient of two series `(samples,)`; 0 where one of them is constant."""
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     scale = x.std() * y.std()
-    return float(((x - x.mean()) * (y - y.mean())).mean() / scale) if scale > 0 else 0.0
+    return 0.0 if scale == 0 else float(((x - x.mean()) * (y - y.mean())).mean() / scale)
 
 
 def score(
@@ -38,13 +39,16 @@ def score(
         `{"ccc": mean over the outputs, "ccc_valence": ..., "mse_valence": ..., "pcc_valence": ..., ..., "frames": n}`.
 
     Raises:
-        ValueError: if shapes differ or no frame is labelled.
+        ValueError: if shapes differ, a prediction is no number or no frame is labelled.
     """
     for index, (predicted, labelled) in enumerate(zip(predictions, labels, strict=True)):
         if predicted.shape != labelled.shape:
             raise ValueError(
                 f"Video {index} has predictions of shape {predicted.shape} and labels of shape {labelled.shape}."
             )
+        if not np.isfinite(predicted).all():
+            frame = int(np.flatnonzero(~np.isfinite(predicted).all(axis=1))[0])
+            raise ValueError(f"Video {index} has a prediction that is no number, first at frame {frame}.")
     x, y = np.concatenate(predictions), np.concatenate(labels)
     valid = is_labelled(y)
     if not valid.any():

@@ -1,9 +1,12 @@
 """Pictures of a timeline. They need the extra `plots`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
+
+from jca.corpus import frame_labels
 
 
 # Okabe and Ito's blue and vermilion: told apart in colour-blind sight and, by their lines, in grey print
@@ -38,15 +41,12 @@ def plot_timeline(
     Raises:
         ImportError: if Matplotlib is not installed.
     """
-    try:
-        from matplotlib.collections import LineCollection
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need Matplotlib: pip install 'jca[plots]'") from error
+    figure_class = _figure_class()
+    from matplotlib.collections import LineCollection
 
     times = np.array([row["time"] for row in rows])
     heights = [3] if audio_share is None else [3, 1]
-    figure = Figure(figsize=(11, 3 + 0.4 * sum(heights)), layout="constrained")
+    figure = figure_class(figsize=(11, 3 + 0.4 * sum(heights)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[2.1, 1])
     series, *below = left.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     circle = right.subplots()
@@ -118,3 +118,56 @@ def _circle():
     from matplotlib.patches import Circle
 
     return Circle((0, 0), 1, fill=False, color="0.6", linewidth=0.8)
+
+
+def plot_labels(splits: Mapping[str, Dataset], path: str | Path) -> None:
+    """
+    How valence and arousal are distributed in each split of a corpus, as a picture file: all annotated frames in the plane,
+    and each on its own at its side.
+
+    Args:
+        splits: rows of a corpus, see `jca.corpus`, by the split's name.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    edges = np.linspace(-1, 1, 41)
+    figure = figure_class(figsize=(5 * len(splits), 5), layout="constrained")
+    for part, (split, rows) in zip(np.atleast_1d(figure.subfigures(1, len(splits))), splits.items(), strict=True):
+        labels = np.concatenate([frame_labels(row)[row["labelled"]] for row in rows])
+        grid = part.subplots(
+            2, 2, sharex="col", sharey="row", width_ratios=[4, 1], height_ratios=[1, 4], gridspec_kw={"hspace": 0.02}
+        )
+        (above, corner), (plane, beside) = grid
+        corner.axis("off")
+        counts = np.histogram2d(*labels.T, bins=edges)[0]
+        # few frames are as well seen as many: Aff-Wild2 has most of them near neutral
+        plane.imshow(
+            np.log10(np.where(counts > 0, counts, np.nan)).T,
+            origin="lower",
+            extent=(-1, 1, -1, 1),
+            aspect="auto",
+            cmap="Blues",
+            vmin=-1,
+        )
+        for axes, values, name, way in (
+            (above, labels[:, 0], "valence", "vertical"),
+            (beside, labels[:, 1], "arousal", "horizontal"),
+        ):
+            axes.hist(values, edges, orientation=way, color=COLORS[name])
+            axes.tick_params(labelsize=7)
+        ticks = [-1, -0.5, 0, 0.5, 1]
+        plane.set(xlabel="valence", ylabel="arousal", xlim=(-1, 1), ylim=(-1, 1), xticks=ticks, yticks=ticks)
+        plane.axhline(0, color="0.6", linewidth=0.8)
+        plane.axvline(0, color="0.6", linewidth=0.8)
+        part.suptitle(f"{split}: {len(labels):,} annotated frames, videos: {len(rows)}", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def _figure_class():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need Matplotlib: pip install 'jca[plots]'") from error
+    return Figure

@@ -17,10 +17,12 @@ from transformers import HfArgumentParser, get_scheduler
 from transformers.utils import logging
 
 from configuration_jca import JCAConfig
-from jca.affwild2 import load_affwild2
+from jca.augmentation import make_augmentation
 from jca.evaluation import evaluate
-from jca.features import ClipDataset, WindowDataset, extract_clips, extract_features
+from jca.features import extract_features
 from jca.metrics import score
+from jca.preparation import load_prepared
+from jca.windows import ClipDataset, WindowDataset, WindowSampler
 from modeling_jca import JCAModel
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
 
@@ -35,8 +37,9 @@ STAGES = ("video", "audio", "fusion")
 
 @dataclass
 class DataArguments:
-    root: str = field(metadata={"help": "Folder of the Aff-Wild2 release, or of anything laid out like it."})
+    root: str = field(metadata={"help": "Folder that scripts/prepare_affwild2.py made."})
     hop: int = field(default=8, metadata={"help": "Frames between the ends of the clips that are computed."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read clips ahead, for each that trains."})
 
 
 @dataclass
@@ -47,6 +50,13 @@ class StageArguments:
     num_epochs: int = field(default=10, metadata={"help": "Times over the training split."})
     warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps in which the rate rises."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which gradients are clipped."})
+    samples_per_epoch: int | None = field(
+        default=None, metadata={"help": "Windows drawn for an epoch of the fusion; without it each clip counts once."}
+    )
+    balanced: bool = field(default=False, metadata={"help": "Draw windows of each video alike, however long it is."})
+    augment_crops: bool = field(default=False, metadata={"help": "Colour jitter, mirror image and crop of the faces."})
+    modality_dropout: float = field(default=0.0, metadata={"help": "Share of windows that lose face or voice."})
+    feature_noise: float = field(default=0.0, metadata={"help": "Noise on features, in their standard deviations."})
 
 
 @dataclass
@@ -132,12 +142,14 @@ def fit(
     folder: str | Path,
     processor: JCAProcessor,
     seed: int = 0,
+    num_workers: int = 0,
 ) -> dict:
     """
     Train the parameters of `model` that ask for gradients, and keep the weights of the epoch with the best validation CCC.
 
     Args:
-        dataset: gives the model's inputs and `labels`; batches are drawn in an order that the seed fixes.
+        dataset: gives the model's inputs and `labels`; batches are drawn in an order that the seed fixes, those of a
+            [`WindowDataset`] by [`WindowSampler`].
         validate: called after every epoch; returns metrics with `ccc`.
         folder: gets the best model and the processor, `metrics.json` at the end, and in between `state/`, from which a
             run that was stopped goes on with its next epoch.
@@ -151,7 +163,21 @@ def fit(
     set_seed(seed)
     # without a seedable sampler a run that goes on would draw another order than one never stopped
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed))
-    loader = DataLoader(dataset, arguments.batch_size, shuffle=True, drop_last=len(dataset) > arguments.batch_size)
+    sampler = None
+    if isinstance(dataset, WindowDataset):
+        sampler = WindowSampler(dataset, arguments.samples_per_epoch, arguments.balanced, seed)
+    loader = DataLoader(
+        dataset,
+        arguments.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        drop_last=len(sampler or dataset) > arguments.batch_size,
+    )
+    augment = make_augmentation(
+        processor.video_processor, arguments.augment_crops, arguments.modality_dropout, arguments.feature_noise
+    )
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], arguments.learning_rate, weight_decay=arguments.weight_decay
     )
@@ -179,7 +205,7 @@ def fit(
         loader.set_epoch(epoch)
         model.train()
         for batch in loader:
-            loss = model(**batch).loss
+            loss = model(**augment(batch)).loss
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"{folder.name}, epoch {epoch}: the loss is {loss.item()}. Lower the learning rate."
@@ -235,12 +261,6 @@ def _finished(folder: Path, arguments: StageArguments | None = None) -> bool:
     return True
 
 
-def _on_main_process_first(make: Callable):
-    """What `make` returns, made by one process and then read by the others from where it was kept."""
-    with Accelerator().main_process_first():
-        return make()
-
-
 @torch.no_grad()
 def score_clips(model: JCAModel, dataset: ClipDataset) -> dict[str, float]:
     """Score of a unimodal model over clips, each on its own: what an encoder's stage is selected by."""
@@ -260,18 +280,7 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0) -> Path:
         return folder
     processor = build_processor(recipe)
     train, validation = (
-        ClipDataset(
-            _on_main_process_first(
-                lambda split=split: extract_clips(
-                    load_affwild2(recipe.data.root, split),
-                    processor,
-                    recipe.data.hop,
-                    Path(recipe.output_dir) / "cache",
-                )
-            ),
-            processor,
-            modality,
-        )
+        ClipDataset(load_prepared(recipe.data.root, split), processor, modality, recipe.data.hop)
         for split in ("train", "validation")
     )
     set_seed(seed)
@@ -284,6 +293,7 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0) -> Path:
         folder,
         processor,
         seed,
+        recipe.data.num_workers,
     )
     return folder
 
@@ -296,14 +306,13 @@ def fusion_features(recipe: Recipe, split: str, seed: int = 0):
     """
     model = JCAModel(JCAConfig(**recipe.model))
     load_encoders(model, recipe, seed)
-    return _on_main_process_first(
-        lambda: extract_features(
-            load_affwild2(recipe.data.root, split),
-            model.to(Accelerator().device),
-            build_processor(recipe),
-            recipe.data.hop,
-            Path(recipe.output_dir) / "cache",
-        )
+    return extract_features(
+        load_prepared(recipe.data.root, split),
+        model,
+        build_processor(recipe),
+        recipe.data.hop,
+        Path(recipe.output_dir) / "cache",
+        recipe.data.num_workers,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from jca import synthetic
 from jca.affwild2 import load_affwild2
+from jca.corpus import frame_labels
 from jca.synthetic import CROP, SAMPLING_RATE, WIDTH, latents, make_synthetic
 
 
@@ -46,7 +47,7 @@ def test_layout_is_that_of_the_release(corpus):
     assert len(text) == 1 + NUM_FRAMES
     for index, row in enumerate([*train.values(), *validation.values()]):
         truth = latents(SEED, index, 3.0, 30)
-        labels = np.asarray(row["labels"])
+        labels = frame_labels(row)
         known = labels[:, 0] != -5
         assert np.array_equal(known, truth.annotated)
         assert (labels[~known] == -5).all()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from datasets import Dataset
 from media import clapping_video
 from test_pipeline import REMOTE
 from transformers import (
@@ -29,7 +28,10 @@ from transformers import (
 )
 
 import jca
-from jca.features import ClipDataset, extract_clips, extract_features
+from jca.corpus import make_dataset, make_row
+from jca.features import extract_features
+from jca.preparation import load_prepared, prepare
+from jca.windows import ClipDataset
 
 
 BLOCK = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -433,15 +435,15 @@ def test_from_a_file_to_rows(folder, short_video):
 
 def test_clips_and_features_of_a_corpus(folder, short_video, tmp_path):
     model, processor = jca.JCAModel.from_pretrained(folder), jca.JCAProcessor.from_pretrained(folder)
-    row = {"video_id": "a", "media_path": short_video, "crops_dir": None, "labels": np.zeros((75, 2), np.float32)}
-    corpus = Dataset.from_list([row]).with_format("numpy")
-    clips = ClipDataset(extract_clips(corpus, processor, 32, tmp_path), processor, "audio")
+    corpus = make_dataset([make_row("a", short_video, np.zeros((75, 2), np.float32), 30)], [], "made", "raise")
+    prepare({"train": corpus}, tmp_path / "prepared", processor)
+    clips = ClipDataset(load_prepared(tmp_path / "prepared", "train"), processor, "audio", 32)
     features = extract_features(corpus, model, processor, 32, tmp_path).with_format("numpy")
     inputs = processor(videos=short_video)["input_values"].flatten(0, 1)
     assert len(clips) == 2  # the third ends beyond the last label
     for item, values, feature in zip(clips, inputs, features[0]["audio_features"], strict=False):
         assert item.keys() == {"input_values", "labels"}
-        torch.testing.assert_close(item["input_values"][0], values, atol=0.01, rtol=0.01)  # kept in float16
+        torch.testing.assert_close(item["input_values"][0], values)
         with torch.no_grad():
             expected = model.get_audio_features(values[None, None])[0, 0]
         torch.testing.assert_close(torch.from_numpy(feature).float(), expected, atol=0.01, rtol=0.01)

@@ -1,0 +1,179 @@
+"""What training reads: clips of a prepared corpus for the encoders, windows of kept features for the fusion."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from datasets import Array2D, Dataset
+
+from jca.corpus import frame_labels
+from jca.preparation import PreparedVideo
+from modeling_jca import IGNORED_LABEL
+from processing_jca import JCAProcessor, nearest_frames
+
+
+def labels_at(end_frames: np.ndarray, times: np.ndarray, labels: np.ndarray, frame_rate: float) -> np.ndarray:
+    """
+    The labels of clips, those of the frame that the grid shows at the end of each: `(clips, outputs)`.
+
+    Args:
+        end_frames (`np.ndarray` of shape `(clips,)`): on the grid of `frame_rate` frames a second.
+        times (`np.ndarray` of shape `(frames,)`): of the file's frames, in seconds.
+        labels (`np.ndarray` of shape `(frames, outputs)`): of the file's frames. Beyond the last frame there is no label.
+    """
+    ends = np.asarray(end_frames)
+    out = labels[nearest_frames(times, ends, frame_rate)].astype(np.float32)
+    out[ends / frame_rate > times[-1] + 0.5 / frame_rate] = IGNORED_LABEL
+    return out
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """
+    Every labelled clip of a prepared corpus that shows one modality, as the model's inputs for windows of one clip:
+    `pixel_values` or what the audio encoder reads, and `labels` `(1, outputs)`. Read and cut when asked for.
+
+    Args:
+        rows: of [`load_prepared`].
+        modality: `"video"` or `"audio"`; the other is not read.
+        hop: frames between the ends of the clips.
+    """
+
+    def __init__(self, rows: Dataset, processor: JCAProcessor, modality: str, hop: int):
+        self.paths, self.processor, self.modality = rows["media_path"][:], processor, modality
+        videos, ends, labels = [], [], []
+        for index, row in enumerate(rows):
+            video = PreparedVideo(row["media_path"], processor)
+            clips = np.arange(hop - 1, video.num_grid_frames, hop)
+            targets = labels_at(clips, video.times, frame_labels(row), processor.frame_rate)
+            # an encoder learns nothing from a clip that does not show it its modality
+            keep = (targets != IGNORED_LABEL).all(axis=1) & video.shows(modality, clips)
+            videos.append(np.full(keep.sum(), index, np.int32))
+            ends.append(clips[keep].astype(np.int32))
+            labels.append(targets[keep])
+        self.videos, self.ends, self.labels = (np.concatenate(parts) for parts in (videos, ends, labels))
+        self._open = None  # of this process: files are opened where they are read
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_open": None}
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if self._open is None:
+            self._open = lru_cache(maxsize=None)(lambda path: PreparedVideo(path, self.processor))
+        video, end = self._open(self.paths[self.videos[index]]), int(self.ends[index])
+        labels = torch.from_numpy(self.labels[index][None])
+        if self.modality == "video":
+            crops = video.clip(end).clip_crops(end, video.num_grid_frames)[0]
+            return {**self.processor.video_processor(crops[None]), "labels": labels}
+        waveform = video.clip(end).clip_waveform(end, video.num_grid_frames)[0]
+        return {self.processor.audio_input_name: self.processor.audio_inputs(waveform[None]), "labels": labels}
+
+
+def _views(features: Dataset, column: str) -> list[np.ndarray]:
+    """The arrays of a column, one for each row, as views of the memory-mapped files."""
+    kind, views = features.features[column], []
+    for chunk in features.data.column(column).chunks:
+        lists = getattr(chunk, "storage", chunk)  # an Array2D is stored as a list of lists
+        values = lists.flatten()
+        if isinstance(kind, Array2D):
+            values = values.flatten()
+        array = values.to_numpy(zero_copy_only=False)  # booleans are bits in Arrow: they are copied
+        if isinstance(kind, Array2D):
+            array = array.reshape(-1, kind.shape[1])
+        views += np.split(array, np.cumsum(lists.value_lengths().to_numpy())[:-1])
+    return views
+
+
+class WindowDataset(torch.utils.data.Dataset):
+    """
+    Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`,
+    `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that is not
+    annotated: such a window stays, and the loss leaves the clip out.
+
+    `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands.
+
+    Args:
+        hop: of the features, and the shift between two windows: with 1 all phases of the paper's windows are there.
+        every_phase: all windows that lie in the video, shifted by `hop`, as well as those of the plan (for training);
+            otherwise those of the plan alone, in which each clip stands once (for evaluation).
+    """
+
+    def __init__(self, features: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
+        self.inputs = {
+            name: _views(features, name) for name in features.column_names if name.endswith(("_features", "_mask"))
+        }
+        self.end_frames, self.times = _views(features, "end_frames"), _views(features, "times")
+        self.labels = [
+            labels_at(ends, times, labels, processor.frame_rate)
+            for ends, times, labels in zip(self.end_frames, self.times, _views(features, "labels"), strict=True)
+        ]
+        self.offsets = np.arange(processor.num_clips) * processor.span
+        rows, firsts = [], []
+        for row, times in enumerate(self.times):
+            num_frames = round(times[-1] * processor.frame_rate) + 1
+            first = np.array([ends[0] for ends in processor.plan(num_frames, hop)])
+            if every_phase:
+                first = np.union1d(first, np.arange(hop - 1, num_frames - self.offsets[-1], hop))
+            firsts.append(np.sort(first).astype(np.int32))
+            rows.append(np.full(len(first), row, np.int32))
+        self.rows, self.firsts = np.concatenate(rows), np.concatenate(firsts)
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self.firsts[:, None] + self.offsets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row, ends = self.rows[index], self.firsts[index] + self.offsets
+        known = self.end_frames[row]
+        position = np.minimum(np.searchsorted(known, ends), len(known) - 1)
+        exists = known[position] == ends
+        item = {"labels": np.where(exists[:, None], self.labels[row][position], np.float32(IGNORED_LABEL))}
+        for name, rows in self.inputs.items():
+            values = rows[row][position]
+            item[name] = values & exists if name.endswith("_mask") else values.astype(np.float32)
+        return {name: torch.from_numpy(values) for name, values in item.items()}
+
+
+class WindowSampler(torch.utils.data.Sampler):
+    """
+    Windows drawn anew for each epoch, the same on every process and in every run with the same seed.
+
+    Args:
+        windows: to draw from, without replacement.
+        num_samples: windows of an epoch; left out, as many as hold each clip once, which is the paper's epoch.
+        balanced: every video is as likely as any other, and then every window in it; otherwise every window is.
+        seed: of the draws; `set_epoch` gives the next one.
+    """
+
+    def __init__(self, windows: WindowDataset, num_samples: int | None = None, balanced: bool = False, seed: int = 0):
+        clips = sum(len(ends) for ends in windows.end_frames)
+        self.num_samples = num_samples or max(1, clips // len(windows.offsets))
+        self.first_of_row = np.searchsorted(windows.rows, np.arange(len(windows.end_frames) + 1))
+        self.balanced, self.seed, self.epoch = balanced, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.balanced:
+            row = rng.integers(len(self.first_of_row) - 1, size=self.num_samples)
+            low, high = self.first_of_row[row], self.first_of_row[row + 1]
+            drawn = rng.integers(low, high)
+        else:
+            total = self.first_of_row[-1]
+            rounds = -(-self.num_samples // total)  # more than there are: all of them, and then again
+            drawn = np.concatenate([rng.permutation(total) for _ in range(rounds)])[: self.num_samples]
+        yield from drawn.tolist()
+
+
+__all__ = ["ClipDataset", "WindowDataset", "WindowSampler", "labels_at"]
