@@ -38,7 +38,7 @@ seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml --seeds $(SEEDS)
 
 test: install  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install  ## style and spelling
 	$(BIN)/ruff check .

@@ -52,6 +52,7 @@ setup(
             "onnxscript>=0.5",
             "pre-commit>=4",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
             "setuptools>=77",

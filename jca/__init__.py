@@ -1,5 +1,7 @@
 """Joint cross-attention audio-visual emotion recognition. Importing `jca` registers everything with Transformers."""
 
+from importlib import import_module
+
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.models.auto.video_processing_auto import (
     AutoVideoProcessor,
@@ -28,6 +30,22 @@ if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
         "audio-visual-emotion", pipeline_class=AudioVisualEmotionPipeline, pt_model=AutoModel, type="multimodal"
     )
 
+_LAZY = {  # they import `datasets` and more, which a model needs not
+    "extract_features": "jca.features",
+    "load_affwild2": "jca.affwild2",
+    "load_corpus": "jca.corpus",
+    "load_csv": "jca.csv_corpus",
+    "load_prepared": "jca.preparation",
+    "prepare": "jca.preparation",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'jca' has no attribute {name!r}")
+
+
 __all__ = [
     "AudioVisualEmotionPipeline",
     "I3DConfig",
@@ -42,4 +60,5 @@ __all__ = [
     "ResNetGRUConfig",
     "ResNetGRUModel",
     "ccc_loss",
+    *_LAZY,
 ]

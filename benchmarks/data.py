@@ -1,0 +1,220 @@
+"""What data costs: listing a release, extracting features, an epoch over them. Synthetic files of the real one's size.
+
+python benchmarks/data.py listing      # 594 annotations of 5,000 frames
+python benchmarks/data.py extraction   # the encoders' share of the time, two processes against one
+python benchmarks/data.py epoch        # 356 videos, 2.0 M frames, features at hop 4
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+import jca
+from jca.affwild2 import ANNOTATIONS, SPLITS, load_affwild2
+from jca.features import _schema, extract_features
+from jca.preparation import load_prepared, prepare
+from jca.synthetic import make_synthetic
+from jca.training import StageArguments
+from jca.windows import WindowDataset, WindowSampler
+
+
+VIDEOS = {"train": 356, "validation": 76, "test": 162}  # of ABAW 5 to 8
+TINY = {
+    "video_config": {"model_type": "r2plus1d", "stem_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]},
+    "audio_config": {
+        "model_type": "resnet",
+        "num_channels": 1,
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16, 32, 64],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    },
+}
+
+
+def hardware() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def memory() -> dict[str, float]:
+    """MiB of this process now: its own, and pages of files that the system may take back at any time."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
+
+
+def listing(num_frames: int = 5000) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "batch1").mkdir()
+        with av.open(str(root / "batch1/video0.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+            stream.width = stream.height = 16
+            stream.pix_fmt = "yuv420p"
+            for index in range(num_frames):
+                frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+                frame.pts = index
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        rng, number = np.random.default_rng(0), 0
+        names = {}
+        for split, count in VIDEOS.items():
+            names[split] = [f"video{number + index}" for index in range(count)]
+            number += count
+            for name in names[split]:
+                if name != "video0":
+                    os.link(root / "batch1/video0.mp4", root / f"batch1/{name}.mp4")
+                (root / "cropped_aligned" / name).mkdir(parents=True)
+        for split, part in SPLITS.items():
+            (root / ANNOTATIONS / part).mkdir(parents=True)
+            for name in names[split]:
+                labels = rng.uniform(-1, 1, (num_frames, 2))
+                lines = "\n".join(f"{v:.3f},{a:.3f}" for v, a in labels)
+                (root / ANNOTATIONS / part / f"{name}.txt").write_text(f"valence,arousal\n{lines}\n")
+        tests = root / "names_of_videos_in_each_test_set"
+        tests.mkdir()
+        (tests / "Valence_Arousal_Estimation_Challenge_test_set_release.txt").write_text("\n".join(names["test"]))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        start, frames = time.perf_counter(), 0
+        for split in VIDEOS:
+            frames += sum(load_affwild2(root, split)["num_frames"])
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("| videos | frames | seconds | peak memory (MiB) | of it before the listing, imports above all |")
+    print("|---|---|---|---|---|")
+    print(f"| {number} | {frames:,} | {seconds:.1f} | {peak:.0f} | {before:.0f} |")
+
+
+def extraction(num_videos: int = 8) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        corpus = make_synthetic(root / "corpus", num_videos, 0)
+        prepare({"train": load_affwild2(corpus, "train")}, root / "prepared", jca.JCAProcessor(), num_proc=2)
+        print("\n| processes | that read ahead | seconds | inside the encoders | clips a second | against one |")
+        print("|---|---|---|---|---|---|")
+        first = None
+        for processes, workers in ((1, 0), (2, 0), (1, 1)):
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__]
+            options = ["--folder", str(root), "--num_workers", str(workers)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+            run = subprocess.run(
+                [sys.executable, *command, "extraction", *options], env=environment, stdout=subprocess.PIPE, check=True
+            )
+            results = [json.loads(line) for line in run.stdout.splitlines() if line.startswith(b"{")]
+            seconds = max(result["seconds"] for result in results)
+            inside = sum(result["inside"] for result in results) / sum(result["seconds"] for result in results)
+            clips = results[0]["clips"] / seconds
+            first = first or seconds
+            print(f"| {processes} | {workers} | {seconds:.1f} | {inside:.0%} | {clips:.0f} | {first / seconds:.2f} |")
+
+
+def extract_here(folder: Path, num_workers: int) -> None:
+    """One process of [`extraction`]: prints its seconds and those inside the encoders."""
+    torch.manual_seed(0)
+    model, processor, inside = jca.JCAModel(jca.JCAConfig(**TINY)).eval(), jca.JCAProcessor(), 0.0
+
+    def timed(encode):
+        def run(*arguments):
+            nonlocal inside
+            start = time.perf_counter()
+            out = encode(*arguments)
+            inside += time.perf_counter() - start
+            return out
+
+        return run
+
+    for modality in ("video", "audio"):
+        setattr(model, f"get_{modality}_features", timed(getattr(model, f"get_{modality}_features")))
+    dataset = load_prepared(folder / "prepared", "train")
+    cache = folder / f"cache-{os.environ['WORLD_SIZE']}-{num_workers}"
+    start = time.perf_counter()
+    features = extract_features(dataset, model, processor, 8, cache, num_workers)
+    seconds = time.perf_counter() - start
+    clips = sum(len(ends) for ends in features.with_format("numpy")["end_frames"])
+    print(json.dumps({"seconds": seconds, "inside": inside, "clips": clips}), flush=True)
+
+
+def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int = 512) -> None:
+    from datasets import Dataset, concatenate_datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    wide = {"hidden_sizes": [size], "depths": [1]}
+    torch.manual_seed(0)
+    model = jca.JCAModel(
+        jca.JCAConfig(
+            video_config={**TINY["video_config"], **wide, "stem_size": 1}, audio_config={**TINY["audio_config"], **wide}
+        )
+    )
+    model.freeze_encoders()
+    processor, rng, rows = jca.JCAProcessor(), np.random.default_rng(0), []
+    with tempfile.TemporaryDirectory() as folder:
+        print(
+            "| videos | frames | clips | cache (MiB) | steps | seconds | outside the loader | own memory grew by (MiB) |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        ends = np.unique(processor.plan(num_frames, hop))
+        for index in range(num_videos):
+            path = Path(folder) / f"{index}.arrow"
+            with ArrowWriter(path=str(path), features=_schema(model)) as writer:
+                row = {"video_id": str(index), "end_frames": ends, "times": np.arange(num_frames) / 30}
+                row["labels"] = rng.uniform(-1, 1, (num_frames, 2)).astype(np.float32)
+                for modality in ("video", "audio"):
+                    row[f"{modality}_features"] = rng.standard_normal((len(ends), size), np.float32).astype(np.float16)
+                    row[f"{modality}_mask"] = ends < num_frames
+                writer.write(row)
+                writer.finalize()
+            rows.append(path)
+        for count in (num_videos // 4, num_videos):
+            features = concatenate_datasets([Dataset.from_file(str(path)) for path in rows[:count]])
+            windows = WindowDataset(features, processor, hop, every_phase=True)
+            sampler, arguments = WindowSampler(windows), StageArguments()
+            loader = torch.utils.data.DataLoader(windows, arguments.batch_size, sampler=sampler)
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+            model.train()
+            before, waited, steps = memory()["RssAnon"], 0.0, 0
+            start = last = time.perf_counter()
+            for batch in loader:
+                waited += time.perf_counter() - last
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                steps += 1
+                last = time.perf_counter()
+            seconds = time.perf_counter() - start
+            cache = sum(path.stat().st_size for path in rows[:count]) / 2**20
+            clips = sum(len(e) for e in windows.end_frames)
+            print(
+                f"| {count} | {count * num_frames:,} | {clips:,} | {cache:.0f} | {steps} | {seconds:.1f} "
+                f"| {1 - waited / seconds:.1%} | {memory()['RssAnon'] - before:.0f} |",
+                flush=True,
+            )
+            del features, windows, sampler, loader
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("listing", "extraction", "epoch"))
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process that this one started
+    parser.add_argument("--num_workers", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.folder:
+        extract_here(arguments.folder, arguments.num_workers)
+        return
+    print(hardware() + "\n")
+    {"listing": listing, "extraction": extraction, "epoch": epoch}[arguments.what]()
+
+
+if __name__ == "__main__":
+    main()
