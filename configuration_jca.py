@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 FUSIONS = ("concat", "cross_attention", "joint_cross_attention", "dense_co_attention", "transformer")
 MODALITIES = ("video", "audio")
+TEMPORAL_LAYERS = ("lstm", "tcn")
 RESNET18 = {
     "embedding_size": 64,
     "hidden_sizes": [64, 128, 256, 512],
@@ -181,8 +182,12 @@ class JCAConfig(PreTrainedConfig):
         num_recursions (`int`, defaults to 1): times the fusion is applied to its own output, with the same weights
             (recursive joint attention, ICASSP 2023; 3 is the best of RJCMA's table).
         gated (`bool`, defaults to `False`): a learnt gate weighs attended against unattended features.
-        temporal (`list[str]`, defaults to `[]`): where bidirectional LSTMs stand: `"video"` and `"audio"` before the
-            fusion, `"joint"` after it.
+        temporal (`list[str]`, defaults to `[]`): where a layer over the clips of a window stands: `"video"` and `"audio"`
+            before the fusion, `"joint"` after it.
+        temporal_layer (`str`, defaults to `"lstm"`): which layer, `"lstm"`: bidirectional LSTMs (recursive joint attention,
+            ICASSP 2023), or `"tcn"`: causal temporal convolutional networks (Bai et al., arXiv 1803.01271), of which RJCMA
+            (CVPRW 2024) has one for each modality. RJCMA's read single frames, 300 in a window, as wide as the encoder
+            makes them, and batch normalisation follows; ours read clips, as wide as the projection makes them, without it.
         normalize_features (`bool`, defaults to `False`): L2-normalise the encoders' features (authors' second repository).
         scrambled_positions (`bool`, defaults to `False`): view a flattened visual map as the authors' code does, which
             mixes channels and places; for weights trained so.
@@ -213,6 +218,7 @@ class JCAConfig(PreTrainedConfig):
     num_recursions: int = 1
     gated: bool = False
     temporal: list[str] | tuple[str, ...] = ()
+    temporal_layer: str = "lstm"
     normalize_features: bool = False
     scrambled_positions: bool = False
     head_input: Literal["attended", "raw_video"] = "attended"
@@ -269,6 +275,10 @@ class JCAConfig(PreTrainedConfig):
             )
         if unknown := set(self.temporal) - {*modalities, "joint"}:
             raise ValueError(f"temporal names {sorted(unknown)}: choose among {[*modalities, 'joint']}.")
+        if self.temporal_layer not in TEMPORAL_LAYERS:
+            raise ValueError(
+                f"temporal_layer={self.temporal_layer!r} is not known. Choose one of {', '.join(TEMPORAL_LAYERS)}."
+            )
         if self.head_input == "raw_video" and len(modalities) < 2:
             raise ValueError(f'head_input="raw_video" needs video and audio, and modalities={modalities}.')
 

@@ -19,6 +19,17 @@ except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import I3DConfig, R2Plus1DConfig, ResNetGRUConfig
 
 
+@torch.no_grad()
+def init_convolution_weights(module: nn.Module) -> None:
+    """He's initialisation of convolutions; those of a TCN start with the kernels that it draws."""
+    if isinstance(module, nn.Conv3d | nn.Conv1d):
+        init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, TCNConv):
+        init.kaiming_normal_(module.direction, nonlinearity="relu")
+        init.copy_(module.length, module.direction.norm(dim=(1, 2), keepdim=True))
+        init.zeros_(module.bias)
+
+
 # R(2+1)D -------------------------------------------------------------------------------------------------------------
 
 
@@ -91,8 +102,7 @@ class R2Plus1DModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, nn.Conv3d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolution_weights(module)
 
     @can_return_tuple
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -208,11 +218,11 @@ class TCNBlock(nn.Module):
     """Level of a TCN: two causal convolutions of one dilation and a residual connection. Its activations leak 1 %, as in
     the authors' code; those of the TCN's paper do not."""
 
-    def __init__(self, config: I3DConfig, in_channels: int, out_channels: int, dilation: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int, dropout: float):
         super().__init__()
-        self.conv1 = TCNConv(in_channels, out_channels, config.tcn_kernel_size, dilation)
-        self.conv2 = TCNConv(out_channels, out_channels, config.tcn_kernel_size, dilation)
-        self.dropout = nn.Dropout(config.tcn_dropout)
+        self.conv1 = TCNConv(in_channels, out_channels, kernel_size, dilation)
+        self.conv2 = TCNConv(out_channels, out_channels, kernel_size, dilation)
+        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv1d(in_channels, out_channels, 1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -220,6 +230,16 @@ class TCNBlock(nn.Module):
         hidden_states = self.dropout(F.leaky_relu(self.conv1(hidden_states)))
         hidden_states = self.dropout(F.leaky_relu(self.conv2(hidden_states)))
         return F.leaky_relu(hidden_states + residual)
+
+
+class TCN(nn.Sequential):
+    """Temporal convolutional network (Bai et al., arXiv 1803.01271), `(batch, channels[0], steps)` to `(batch, channels[-1],
+    steps)`: a level for each further number of channels, of which level i dilates by 2^i."""
+
+    def __init__(self, channels: list[int], kernel_size: int, dropout: float):
+        super().__init__(
+            *(TCNBlock(*channels[i : i + 2], kernel_size, 2**i, dropout) for i in range(len(channels) - 1))
+        )
 
 
 class I3DModel(PreTrainedModel):
@@ -253,19 +273,13 @@ class I3DModel(PreTrainedModel):
         stages[0].append(I3DMaxPool((3, 3, 3), 2))  # the published network halves time here and in the next
         stages[1].append(I3DMaxPool((2, 2, 2), 2))
         self.stages = nn.ModuleList(stages)
-        channels = [in_channels, *(config.tcn_channels or [])]
-        self.tcn = nn.Sequential(*(TCNBlock(config, *channels[i : i + 2], 2**i) for i in range(len(channels) - 1)))
+        self.tcn = TCN([in_channels, *(config.tcn_channels or [])], config.tcn_kernel_size, config.tcn_dropout)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, nn.Conv3d | nn.Conv1d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, TCNConv):
-            init.kaiming_normal_(module.direction, nonlinearity="relu")
-            init.copy_(module.length, module.direction.norm(dim=(1, 2), keepdim=True))
-            init.zeros_(module.bias)
+        init_convolution_weights(module)
 
     @can_return_tuple
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -455,4 +469,4 @@ def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     return features.mean(dim=2) if by_frame else features
 
 
-__all__ = ["I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode_present", "feature_size"]
+__all__ = ["TCN", "I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode_present", "feature_size"]

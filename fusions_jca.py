@@ -16,8 +16,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .configuration_jca import JCAConfig
+    from .encoders_jca import TCN, init_convolution_weights
 except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import JCAConfig
+    from encoders_jca import TCN, init_convolution_weights
 
 
 GATE_TEMPERATURE = 0.1  # authors' code of dynamic cross-attention (arXiv 2403.19554)
@@ -287,6 +289,22 @@ class BidirectionalLSTM(nn.Module):
         return F.normalize(self.linear(torch.cat([features, out], dim=-1)), dim=-1)
 
 
+class CausalTCN(TCN):
+    """
+    A TCN over the clips of a window of any length: `(batch, clips, in)` to `(batch, clips, out)`. Four levels, a kernel of 5
+    and the dropout are those of RJCMA's code (CVPRW 2024). A clip sees itself and the 120 before it.
+    """
+
+    def __init__(self, in_size: int, out_size: int, dropout: float = 0.1):
+        super().__init__([in_size, *[out_size] * 4], kernel_size=5, dropout=dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features.mT).mT
+
+
+TEMPORAL_CLASSES = {"lstm": BidirectionalLSTM, "tcn": CausalTCN}
+
+
 class SpatialAttention(nn.Module):
     r"""
     Audio-guided attention over the positions of a visual map, `(batch, clips, channels * positions)` to `(batch, clips,
@@ -321,11 +339,12 @@ class SpatialAttention(nn.Module):
 
 @torch.no_grad()
 def init_fusion_weights(module: nn.Module) -> None:
-    """Xavier, as the authors initialise their linear layers, and states of LSTMs drawn small."""
+    """Xavier, as the authors initialise their linear layers, states of LSTMs drawn small, and TCNs as in an encoder."""
+    init_convolution_weights(module)
     if isinstance(module, nn.Linear):
         init.xavier_uniform_(module.weight)
     elif isinstance(module, BidirectionalLSTM):
         init.normal_(module.init_hidden, std=0.02)
 
 
-__all__ = ["FUSION_CLASSES", "BidirectionalLSTM", "GatedResidual", "SpatialAttention", "init_fusion_weights"]
+__all__ = ["FUSION_CLASSES", "TEMPORAL_CLASSES", "GatedResidual", "SpatialAttention", "init_fusion_weights"]

@@ -19,11 +19,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
     from .encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
-    from .fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
+    from .fusions_jca import FUSION_CLASSES, TEMPORAL_CLASSES, GatedResidual, SpatialAttention, init_fusion_weights
 except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
     from encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
-    from fusions_jca import FUSION_CLASSES, BidirectionalLSTM, GatedResidual, SpatialAttention, init_fusion_weights
+    from fusions_jca import FUSION_CLASSES, TEMPORAL_CLASSES, GatedResidual, SpatialAttention, init_fusion_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
     from .pipeline_jca import AudioVisualEmotionPipeline  # noqa: F401
@@ -142,13 +142,14 @@ class JCAModel(PreTrainedModel):
             self.spatial_attention = SpatialAttention(
                 self.sizes["video"], positions, audio_size, config.scrambled_positions
             )
+        temporal_class = TEMPORAL_CLASSES[config.temporal_layer]
         for modality, size in self.sizes.items():
             if config.projection_size is not None:
                 setattr(self, f"{modality}_projection", nn.Linear(size, config.projection_size))
                 self.sizes[modality] = config.projection_size
             if modality in config.temporal:
                 width = self.sizes[modality]
-                setattr(self, f"{modality}_temporal", BidirectionalLSTM(width, width, dropout=0.1))
+                setattr(self, f"{modality}_temporal", temporal_class(width, width, dropout=0.1))
         if len(set(self.sizes.values())) > 1 and config.fusion != "concat":
             raise ValueError(
                 f"fusion={config.fusion!r} needs features of one width, and the encoders make {self.sizes}: set "
@@ -162,7 +163,7 @@ class JCAModel(PreTrainedModel):
         if config.head_input == "raw_video":
             size = self.video_size + self.sizes["video"]
         if "joint" in config.temporal:
-            self.joint_temporal = BidirectionalLSTM(size, self.sizes[config.modalities[0]])
+            self.joint_temporal = temporal_class(size, self.sizes[config.modalities[0]])
             size = self.sizes[config.modalities[0]]
         self.regressors = nn.ModuleList(JCARegressor(config, size) for _ in range(config.num_labels))
         self.post_init()
@@ -292,7 +293,7 @@ class JCAModel(PreTrainedModel):
         return torch.where(mask == 0, 0, features), mask
 
     def _prepare(self, modality, features, mask):
-        """Project one modality, zero what is masked and run its LSTM: `(batch, clips, dim)` as the fusion sees it."""
+        """Project one modality, zero what is masked, run its temporal layer: `(batch, clips, dim)` as the fusion sees it."""
         if self.config.projection_size is not None:
             features = getattr(self, f"{modality}_projection")(features)
         features = features * mask  # the bias of a projection does not stand for a clip that is not there

@@ -34,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 FACES = ("center", "given")
 AUDIO_GAP_SECONDS = 0.05  # a jump of the audio clock above this is a gap, below it is jitter of the container
+ONE_PICTURE_A_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1")  # codecs in which none is hidden or empty
 REORDER_FRAMES = 16  # H.264 and HEVC show at most so many frames in another order than they store them
 
 
@@ -183,32 +184,39 @@ def decode(container: "av.container.InputContainer", sampling_rate: int, timing_
     Both streams in one pass, in the order of the file, in constant memory.
 
     Yields `("video", seconds, av.VideoFrame)` and `("audio", seconds, samples)`, the samples mono float32 at
-    `sampling_rate` Hz. With `timing_only` the pictures are not decoded and come as None.
+    `sampling_rate` Hz. A picture that can not be decoded keeps its place as None; with `timing_only` none is decoded and
+    all come so.
     """
     video, audio = container.streams.video[0], next(iter(container.streams.audio), None)
     video.thread_type = "AUTO"
     rate = float(video.average_rate or video.guessed_rate or 30)
     last_time = None
+    keeps_places = video.codec_context.name in ONE_PICTURE_A_PACKET
     waiting, number = [], 0  # times of packets come in storage order: a heap brings them in order
     resampler, position, expected = None, 0, None
     for packet in container.demux([video, audio] if audio else [video]):
+        if packet.stream is video and packet.size and not packet.is_discard:
+            number += 1
+            heapq.heappush(waiting, number / rate if packet.pts is None else float(packet.pts * packet.time_base))
         if packet.stream is video and timing_only:
-            if packet.size and not packet.is_discard:
-                number += 1
-                heapq.heappush(waiting, number / rate if packet.pts is None else float(packet.pts * packet.time_base))
             while waiting and (len(waiting) > REORDER_FRAMES or not packet.size):  # the last packet is empty
                 yield "video", heapq.heappop(waiting), None
             continue
         try:
             decoded = packet.decode()
         except av.error.InvalidDataError as error:
-            logger.warning(f"{container.name}: a damaged {packet.stream.type} packet was left out ({error}).")
+            logger.warning(f"{container.name}: a damaged {packet.stream.type} packet ({error.strerror}).")
             continue
         for frame in decoded:
             if packet.stream is video:
                 time = frame.time
                 if time is None or (last_time is not None and time <= last_time):  # no clock, or one that steps back
                     time = 0.0 if last_time is None else last_time + 1 / rate
+                    keeps_places = False
+                while waiting and waiting[0] <= time:
+                    missing = heapq.heappop(waiting)
+                    if keeps_places and missing < time:  # a later one has come
+                        yield "video", missing, None
                 last_time = time
                 yield "video", time, frame
             else:
@@ -223,6 +231,8 @@ def decode(container: "av.container.InputContainer", sampling_rate: int, timing_
                 for piece in resampler.resample(frame):
                     yield "audio", position / sampling_rate, piece.to_ndarray()[0]
                     position += piece.samples
+    for time in sorted(waiting) if keeps_places else ():
+        yield "video", time, None
     for piece in resampler.resample(None) if resampler else ():
         yield "audio", position / sampling_rate, piece.to_ndarray()[0]
 
@@ -456,7 +466,7 @@ class WindowBuffer:
         if self.origin is None:
             self.origin = seconds
         else:  # a grid frame shows the frame that is nearest in time
-            self._fill((self.last[0] + seconds - self.origin) / 2 * self.processor.frame_rate)
+            self._fill((self.last[0] + (seconds - self.origin)) / 2 * self.processor.frame_rate)  # as `nearest_frames`
         self.last = (seconds - self.origin, crop)
         self.frames.append((seconds - self.origin, box, face_detected))
 
@@ -474,14 +484,16 @@ class WindowBuffer:
         """The windows of the next block."""
         num_frames = self.first + len(self.grid)
         for ends in self.processor.plan(min(num_frames - self.start, self.block_length), self.hop):
-            yield self._window([self.start + end for end in ends], num_frames)
+            yield self.window([self.start + end for end in ends], num_frames)
         self.start += self.block_length
         keep = self.start - self.processor.span + 1
         del self.grid[: keep - self.first]
         self.first = keep
         self.sound.forget(self._position(keep / self.processor.frame_rate))
 
-    def _window(self, ends: list[int], num_frames: int) -> dict[str, Any]:
+    def window(self, ends: list[int], num_frames: int) -> dict[str, Any]:
+        """The window of the clips that end with grid frames `ends` of a video of `num_frames`, as of
+        `JCAProcessor.windows`."""
         crops = [self.clip_crops(end, num_frames) for end in ends]
         waveforms = [self.clip_waveform(end, num_frames) for end in ends]
         period = 1 / self.processor.frame_rate
@@ -706,7 +718,9 @@ class JCAProcessor(ProcessorMixin):
                 crop, box = self.video_processor.crop(av.VideoFrame.from_ndarray(picture, format="rgb24"))
                 yield "video", index / fps, (crop, box, given)
             return
-        crops = None if crops_dir is None else {int(path.stem): path for path in Path(crops_dir).glob("*.jpg")}
+        crops = None
+        if crops_dir is not None:
+            crops = {int(path.stem): path for path in Path(crops_dir).glob("*.jpg") if path.stem.isdecimal()}
         with open_media(source) as container:
             yield "has_audio", 0.0, audio is not None or bool(container.streams.audio)
             number = 0
@@ -718,7 +732,9 @@ class JCAProcessor(ProcessorMixin):
                 number += 1  # Aff-Wild2's files count from 1
                 if number == 1 and audio is not None:
                     yield "audio", seconds, audio
-                if crops is None:
+                if crops is None and data is None:
+                    yield kind, seconds, (None, None, False)
+                elif crops is None:
                     crop, box = self.video_processor.crop(data)
                     yield kind, seconds, (crop, box, given)
                 else:

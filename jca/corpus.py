@@ -1,6 +1,7 @@
 """What every corpus becomes: one row for each annotated subject of a video, and one report of all that is wrong with it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,6 +148,24 @@ def make_row(
     }
 
 
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """
+    Let `write` make a file beside `path` and give it its name when it is complete: one that is there is whole, also after a
+    run that was killed or two at a time.
+
+    Raises:
+        OSError: naming `path`, if it can not be written; nothing is left behind.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path} can not be written ({error}): make room, or see to the rights of its folder.") from error
+
+
 def make_dataset(rows: Sequence[dict], problems: Sequence[str], where: str | Path, on_error: str) -> Dataset:
     """
     The rows as a `datasets.Dataset`, the numbers of frames as NumPy arrays.
@@ -163,6 +182,18 @@ def make_dataset(rows: Sequence[dict], problems: Sequence[str], where: str | Pat
         raise CorpusError(where, problems)
     if not rows:
         raise CorpusError(where, ["no video was found"])
+    names = [row["video_id"] for row in rows]
+    strange = sorted({name for name in names if Path(name).name != name or len(os.fsencode(name)) > 200})
+    if strange or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise CorpusError(
+            where,
+            [*(f"video_id {name!r} can not be the name of a file: give one of at most 200 bytes" for name in strange)]
+            + [
+                f"video_id {name!r} stands there more than once: each annotation needs a name of its own"
+                for name in twice
+            ],
+        )
     if problems:
         logger.warning(f"{CorpusError(where, problems)}\n  What could be used of it was.")
     columns = {}
@@ -201,9 +232,9 @@ def shift_labels(labels: np.ndarray, fps: float, delay: float | Mapping[str, flo
         raise ValueError(f"delay names {sorted(unknown)}: give seconds for valence and arousal.")
     out = np.full_like(labels, IGNORED_LABEL)
     for column, name in enumerate(("valence", "arousal")):
-        frames = round(delays.get(name, 0.0) * fps)
-        if frames < 0:
+        if not 0 <= delays.get(name, 0.0) < float("inf"):
             raise ValueError(f"delay={delays[name]} s of {name}: annotators react late, give 0 or more.")
+        frames = round(delays.get(name, 0.0) * fps)
         out[: max(len(labels) - frames, 0), column] = labels[frames:, column]
     return out
 
@@ -229,4 +260,8 @@ def load_corpus(source: str | Path, split: str, **options) -> Dataset:
 
     if Path(source).suffix.lower() == ".csv":
         return load_csv(source, split, **options)
-    return (load_prepared if is_prepared(source) else load_affwild2)(source, split, **options)
+    if not is_prepared(source):
+        return load_affwild2(source, split, **options)
+    if options:
+        raise CorpusError(source, ["is prepared already: give the release, or the CSV file, from which it was"])
+    return load_prepared(source, split)

@@ -1,19 +1,63 @@
 """A model's predictions for a corpus, frame by frame, and their score."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 
 from jca.metrics import score
-from jca.windows import WindowDataset
+from jca.windows import MediaWindowDataset, WindowDataset
 from modeling_jca import JCAModel
 from pipeline_jca import timeline
 from processing_jca import JCAProcessor
 
 
 @torch.no_grad()
+def outputs(
+    model: JCAModel, dataset: torch.utils.data.Dataset, batch_size: int = 64, num_workers: int = 0
+) -> np.ndarray:
+    """The logits of every item of a data set in its order, `(items, clips, outputs)`; all processes share the work, and each
+    gets all."""
+    accelerator = Accelerator()
+    loader = accelerator.prepare_data_loader(
+        torch.utils.data.DataLoader(dataset, batch_size, num_workers=num_workers), device_placement=True
+    )
+    model.eval()
+    logits = []
+    for batch in loader:
+        inputs = {name: x.to(model.device) for name, x in batch.items() if name != "labels"}
+        inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+        logits.append(accelerator.gather_for_metrics(model(**inputs).logits.float()).cpu())
+    return torch.cat(logits).numpy()
+
+
+def predict_windows(
+    model: JCAModel,
+    windows: WindowDataset | MediaWindowDataset,
+    frame_rate: float,
+    smoothing: int | str | Mapping[str, int] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> list[np.ndarray]:
+    """Outputs of every frame of every row of `windows`, `(frames, outputs)` each, by the pipeline's `timeline`."""
+    logits, ends = outputs(model, windows, batch_size, num_workers), windows.ends
+    names = list(model.config.id2label.values())
+    return [
+        timeline(
+            logits[windows.rows == row].reshape(-1, logits.shape[-1]),
+            ends[windows.rows == row].ravel(),
+            times,
+            names,
+            frame_rate,
+            smoothing,
+        )
+        for row, times in enumerate(windows.times)
+    ]
+
+
 def predict(
     model: JCAModel,
     features: Dataset,
@@ -26,37 +70,42 @@ def predict(
     Valence and arousal of every frame of every video, `(frames, outputs)` each, from rows of `extract_features`: what the
     pipeline gives for the same files, with the same windows and the same `timeline`.
     """
-    model.eval()
-    dataset = WindowDataset(features, processor, hop)
-    logits = []
-    for batch in torch.utils.data.DataLoader(dataset, batch_size):
-        inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
-        inputs = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-        logits.append(model(**inputs).logits.float().cpu().numpy())
-    logits = np.concatenate(logits)
-    rows, ends = dataset.rows, dataset.ends
-    names = list(model.config.id2label.values())
-    return [
-        timeline(
-            logits[rows == row].reshape(-1, logits.shape[-1]),
-            ends[rows == row].ravel(),
-            times,
-            names,
-            processor.frame_rate,
-            smoothing,
-        )
-        for row, times in enumerate(dataset.times)
-    ]
+    windows = WindowDataset(features, processor, hop)
+    return predict_windows(model, windows, processor.frame_rate, smoothing, batch_size)
+
+
+def score_windows(
+    model: JCAModel,
+    windows: WindowDataset | MediaWindowDataset,
+    labels: Sequence[np.ndarray],
+    frame_rate: float,
+    names: Sequence[str],
+    pictures: Path | None = None,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """
+    The [`score`] of a model over all labelled frames.
+
+    Args:
+        labels: `(frames, outputs)` of each row.
+        pictures: file for a picture of predictions beside labels; without Matplotlib there is none.
+    """
+    batch_size = 64 if isinstance(windows, WindowDataset) else 1
+    predictions = predict_windows(model, windows, frame_rate, None, batch_size, num_workers)
+    if pictures is not None:
+        try:
+            from jca.plots import plot_predictions
+
+            plot_predictions(predictions, labels, windows.times, pictures, names)
+        except ImportError:  # it belongs to an extra, and the run needs it not
+            pass
+    return score(predictions, labels, names)
 
 
 def evaluate(
-    model: JCAModel,
-    features: Dataset,
-    processor: JCAProcessor,
-    hop: int,
-    smoothing: int | str | Mapping[str, int] | None = None,
+    model: JCAModel, features: Dataset, processor: JCAProcessor, hop: int, pictures: Path | None = None
 ) -> dict[str, float]:
-    """The [`score`] of a model over all labelled frames of the rows of `extract_features`."""
-    predictions = predict(model, features, processor, hop, smoothing)
-    labels = features.with_format("numpy")["labels"]
-    return score(predictions, list(labels), list(model.config.id2label.values()))
+    """The [`score`] of a model over all labelled frames of the rows of `extract_features`, see [`score_windows`]."""
+    labels = list(features.with_format("numpy")["labels"])
+    windows, names = WindowDataset(features, processor, hop), list(model.config.id2label.values())
+    return score_windows(model, windows, labels, processor.frame_rate, names, pictures)

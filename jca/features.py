@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,24 @@ from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from jca.corpus import CorpusError, frame_labels, split_by_length
+from jca.corpus import CorpusError, split_by_length, write_whole
+from jca.corruption import BEFORE_ENCODERS, Corruption, check_corruptions, corrupt_features, corrupt_window
 from jca.preparation import fit_labels, source_key, video_windows
 from modeling_jca import JCAModel
 from processing_jca import JCAProcessor
 
 
+FORMAT = 1  # counts up when the same media and encoders would give other features
 # where code and weights were found does not change what they compute
 VOLATILE = {"auto_map", "processor_class", "feature_extractor", "video_processor", "feature_extractor_type"}
 VOLATILE |= {"transformers_version", "dtype", "_name_or_path", "architectures"}
 
 
-def describe_features(model: JCAModel, processor: JCAProcessor, hop: int, precision: str) -> dict:
-    """What features depend on besides their row: encoders, processor, hop and precision, as JSON holds it."""
+def describe_features(
+    model: JCAModel, processor: JCAProcessor, hop: int, precision: str, corruptions: Sequence[Corruption] = ()
+) -> dict:
+    """What features depend on besides their row: encoders, processor, hop, precision and what is corrupted before the
+    encoders, as JSON holds it."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if "_encoder." in name:
@@ -42,11 +47,14 @@ def describe_features(model: JCAModel, processor: JCAProcessor, hop: int, precis
         part: {name: value for name, value in owner.to_dict().items() if name not in VOLATILE}
         for part, owner in parts.items()
     }
+    corrupted = [[str(c), c.seed] for c in corruptions if c.kind in BEFORE_ENCODERS]
     return {
+        "format": FORMAT,
         "weights": digest.hexdigest(),
         "hop": hop,
-        "precision": precision if precision != "no" else str(model.dtype),
+        "precision": precision,
         **settings,
+        **({"corruptions": corrupted} if corrupted else {}),
     }
 
 
@@ -59,15 +67,17 @@ class _WindowStream(IterableDataset):
     """The windows of rows as the model's inputs, one after the other; workers take whole rows. Of a row that can not be read
     comes its error."""
 
-    def __init__(self, rows: list[dict], processor: JCAProcessor, hop: int):
-        self.rows, self.processor, self.hop = rows, processor, hop
+    def __init__(self, rows: list[dict], processor: JCAProcessor, hop: int, corruptions: Sequence[Corruption]):
+        self.rows, self.processor, self.hop, self.corruptions = rows, processor, hop, corruptions
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for index in range(first, len(self.rows), step):
+            video_id = self.rows[index]["video_id"]
             try:
                 for window in video_windows(self.rows[index], self.processor, self.hop):
+                    window = corrupt_window(window, self.corruptions, video_id)
                     yield {
                         "row": index,
                         "end_frames": window["end_frames"],
@@ -76,7 +86,7 @@ class _WindowStream(IterableDataset):
                     }
                 yield {"row": index}  # that was all
             except (ValueError, OSError) as error:
-                yield {"row": index, "error": f"{self.rows[index]['video_id']}: {error}"}
+                yield {"row": index, "error": str(error)}
 
 
 @torch.no_grad()
@@ -106,7 +116,13 @@ def encode_window(model: JCAModel, inputs: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def extract_features(
-    dataset: Dataset, model: JCAModel, processor: JCAProcessor, hop: int, folder: str | Path, num_workers: int = 0
+    dataset: Dataset,
+    model: JCAModel,
+    processor: JCAProcessor,
+    hop: int,
+    folder: str | Path,
+    num_workers: int = 0,
+    corruptions: Sequence[Corruption] = (),
 ) -> Dataset:
     """
     What the model's encoders make of every clip of a corpus, computed once and kept.
@@ -122,6 +138,8 @@ def extract_features(
         hop: frames between the ends of the clips.
         folder: where the files are kept.
         num_workers: processes, for each that encodes, that read and cut clips ahead.
+        corruptions: what is done to the rows, see `jca.corruption`. Noise and blur have files of their own; all else is done
+            to the features that are kept, each time.
 
     Returns:
         `datasets.Dataset`, a row for each of `dataset`: `video_id`, `end_frames` `(clips,)` in rising order, for each
@@ -130,11 +148,21 @@ def extract_features(
 
     Raises:
         CorpusError: one report of all rows that could not be read, when the others are done.
+        ValueError: if rows can not be corrupted so.
     """
+    processor.plan(0, hop)  # raises for a wrong hop before anything is opened
+    check_corruptions(corruptions, model.config.modalities, processor, hop)
     accelerator = Accelerator()
-    description = describe_features(model, processor, hop, accelerator.mixed_precision)
+    description = describe_features(model, processor, hop, accelerator.mixed_precision, corruptions)
     folder = Path(folder) / f"features-{fingerprint(description)}"
-    paths = [folder / f"{row['video_id']}-{source_key(row)}.arrow" for row in dataset]
+    paths, missing = [], []
+    for row in dataset:
+        try:
+            paths.append(folder / f"{row['video_id']}-{source_key(row)}.arrow")
+        except (ValueError, OSError) as error:
+            missing.append(f"{row['video_id']}: {error}")
+    if missing:
+        raise CorpusError(folder, missing)
     pending = [index for index, path in enumerate(paths) if not path.exists()]
     accelerator.wait_for_everyone()  # all have seen the same files before the first is added
     if accelerator.is_main_process:
@@ -145,39 +173,53 @@ def extract_features(
         parts = split_by_length([dataset[index]["num_frames"] for index in pending], accelerator.num_processes)
         mine = [pending[index] for index in parts[accelerator.process_index]]
         model.to(accelerator.device).eval()
-        problems = []
         with accelerator.autocast():
             rows, targets = [dataset[index] for index in mine], [paths[index] for index in mine]
-            problems = _extract(rows, targets, model, processor, hop, num_workers)
+            problems = _extract(rows, targets, model, processor, hop, num_workers, corruptions)
         problems = sorted(gather_object(problems))
         if problems:
             raise CorpusError(folder, problems)
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+    features = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+    return corrupt_features(features, corruptions, processor, hop, dataset["recording"][:])
 
 
 def _extract(
-    rows: list[dict], paths: list[Path], model: JCAModel, processor: JCAProcessor, hop: int, num_workers: int
+    rows: list[dict],
+    paths: list[Path],
+    model: JCAModel,
+    processor: JCAProcessor,
+    hop: int,
+    num_workers: int,
+    corruptions: Sequence[Corruption],
 ) -> list[str]:
     """Write the file of each row; returns what could not be read."""
     loader = DataLoader(
-        _WindowStream(rows, processor, hop),
+        _WindowStream(rows, processor, hop, corruptions),
         batch_size=None,
         num_workers=min(num_workers, len(rows)),
         pin_memory=model.device.type == "cuda",
     )
     schema, parts, problems = _schema(model), {}, []
     frames = sum(row["num_frames"] for row in rows)
+    failed = set()
     with tqdm(total=frames, desc="features", unit="frame", unit_scale=True) as bar:
         for window in loader:
             index = window["row"]
-            if "inputs" in window:
-                part = {"end_frames": np.asarray(window["end_frames"]), "times": window["times"]}
-                parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"])})
-                bar.update(len(window["times"]))
-            elif "error" in window:
-                problems.append(window["error"])
-            else:
-                _write(paths[index], schema, rows[index], parts.pop(index))
+            if index in failed:
+                continue
+            try:
+                if "error" in window:
+                    raise ValueError(window["error"])
+                if "inputs" in window:
+                    part = {"end_frames": np.asarray(window["end_frames"]), "times": window["times"]}
+                    parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"])})
+                    bar.update(len(window["times"]))
+                else:
+                    _write(paths[index], schema, rows[index], parts.pop(index))
+            except (ValueError, OSError) as error:
+                failed.add(index)
+                parts.pop(index, None)
+                problems.append(f"{rows[index]['video_id']}: {error}")
     return problems
 
 
@@ -198,15 +240,12 @@ def _write(path: Path, schema: Features, row: Mapping, parts: list[dict]) -> Non
     times = np.concatenate([part.pop("times") for part in parts])
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(whole["end_frames"])
-    part = path.with_suffix(".part")  # a run that is stopped leaves no file that looks whole
-    with ArrowWriter(path=str(part), features=schema) as writer:
-        writer.write(
-            {
-                "video_id": row["video_id"],
-                **{name: values[order] for name, values in whole.items()},
-                "times": times,
-                "labels": fit_labels(frame_labels(row), len(times)),
-            }
-        )
-        writer.finalize()
-    part.replace(path)
+    labels, _ = fit_labels(row, len(times))
+    content = {name: values[order] for name, values in whole.items()}
+
+    def write(part: Path) -> None:
+        with ArrowWriter(path=str(part), features=schema) as writer:
+            writer.write({"video_id": row["video_id"], **content, "times": times, "labels": labels})
+            writer.finalize()
+
+    write_whole(path, write)

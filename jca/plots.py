@@ -165,6 +165,109 @@ def plot_labels(splits: Mapping[str, Dataset], path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_robustness(
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    path: str | Path,
+    title: str = "",
+    alone: Mapping[str, float] | None = None,
+) -> None:
+    """
+    CCC over the share of clips that lack a modality, a panel for each, as a picture file.
+
+    Args:
+        curves: of `jca.corruption.missing_curve`, by modality.
+        alone (*optional*): mean CCC of models of one modality, by its name: a line in the panel where it is what is left.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    series = {"ccc": ("mean", "0.1", "-", "o", 2.2)}
+    for name, marker in (("valence", "s"), ("arousal", "^")):
+        series[f"ccc_{name}"] = (name, COLORS[name], LINES[name], marker, 1.5)
+    figure = figure_class(figsize=(1.2 + 4.4 * len(curves), 4.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.04)
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (modality, points) in zip(panels, curves.items(), strict=True):
+        shares = [point["share"] for point in points]
+        for key, (name, color, line, marker, width) in series.items():
+            values = [point[key] for point in points]
+            axes.plot(
+                shares,
+                values,
+                line,
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=width,
+                label=name,
+                clip_on=False,
+            )
+        for other, value in (alone or {}).items():
+            if other != modality:
+                axes.axhline(value, color="0.45", linewidth=1.2, linestyle=":")
+                axes.text(
+                    0.03,
+                    value,
+                    f"{other} alone, mean",
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    color="0.3",
+                    fontsize=8.5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+                )
+        axes.set(xlim=(-0.02, 1.02), xlabel=f"share of clips without {modality}")
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    low, high = panels[0].get_ylim()
+    panels[0].set(ylim=(min(low, 0), high), ylabel="CCC")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=3.5)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def plot_predictions(
+    predictions: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    times: Sequence[np.ndarray],
+    path: str | Path,
+    names: Sequence[str] = ("valence", "arousal"),
+    num_videos: int = 4,
+) -> None:
+    """
+    Predictions (thick) beside annotations (thin) of some videos of a split over time, as a picture file.
+
+    Args:
+        predictions, labels (list of `np.ndarray` of shape `(frames, outputs)`): one entry for each video; -5 is a gap.
+        times (list of `np.ndarray` of shape `(frames,)`): in seconds.
+        num_videos: so many are drawn, spread evenly over the split.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    shown = np.unique(np.linspace(0, len(predictions) - 1, min(num_videos, len(predictions))).round().astype(int))
+    figure = figure_class(figsize=(11, 2.1 * len(shown) + 0.6), layout="constrained")
+    for axes, video in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        annotated = np.where(labels[video] == -5, np.nan, labels[video])
+        for index, (name, color) in enumerate(zip(names, COLORS.values(), strict=False)):
+            style = list(LINES.values())[index]
+            axes.plot(
+                times[video], predictions[video][:, index], color=color, linestyle=style, linewidth=1.8, label=name
+            )
+            axes.plot(
+                times[video], annotated[:, index], color=color, linewidth=0.7, alpha=0.8, label=f"{name}, annotated"
+            )
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set(ylim=(-1.05, 1.05), xlim=(times[video][0], times[video][-1]), ylabel=f"video {video}")
+    axes.set_xlabel("time (s)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def _figure_class():
     try:
         from matplotlib.figure import Figure

@@ -7,9 +7,10 @@ video. The files are Arrow, memory-mapped, a line for each frame; `datasets.Data
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from jca.corpus import CorpusError, frame_labels, make_dataset, make_row
+from jca.corpus import CorpusError, Media, compare_lengths, frame_labels, make_dataset, make_row, write_whole
+from jca.pools import process_pool
 from modeling_jca import IGNORED_LABEL
 from processing_jca import JCAProcessor, Waveform, WindowBuffer, decode_picture, nearest_frames
 
+
+logger = logging.get_logger(__name__)
 
 INDEX = "prepared.json"  # written last: a folder that has it is complete
 FORMAT = 1  # counts up when the files change: those of another format are made anew
@@ -40,19 +45,40 @@ SCHEMA = pa.schema(
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def fit_labels(labels: np.ndarray, num_frames: int) -> np.ndarray:
-    """Labels `(frames, outputs)` for the frames that were read: Aff-Wild2's annotations are off by a frame or two. Row k
-    stays with frame k; frames without a row are not annotated."""
+def fit_labels(row: Mapping, num_frames: int) -> tuple[np.ndarray, list[str]]:
+    """
+    Labels `(frames, outputs)` of a row for the frames that were read, and notes. Aff-Wild2's annotations are off by a
+    frame or two: row k stays with frame k; frames without a row are not annotated.
+
+    Raises:
+        ValueError: if so much is missing that the media is cut off, or another's.
+    """
+    labels = frame_labels(row)
+    notes, problems = compare_lengths(len(labels), Media(row["fps"], num_frames, True, []))
+    if problems:
+        raise ValueError(f"{row['media_path']}: {problems[0]} It may also be cut off.")
     missing = max(num_frames - len(labels), 0)
-    return np.pad(labels[:num_frames], ((0, missing), (0, 0)), constant_values=IGNORED_LABEL).astype(np.float32)
+    fitted = np.pad(labels[:num_frames], ((0, missing), (0, 0)), constant_values=IGNORED_LABEL).astype(np.float32)
+    return fitted, notes
 
 
 def source_key(row: Mapping) -> str:
-    """What a row depends on, as 16 hex digits: the media's and the crops' size and date, and the labels."""
-    media = Path(row["media_path"]).stat()
+    """
+    What a row depends on, as 16 hex digits: the media's and each crop's size and date, and the labels; of a prepared file,
+    what it was made from.
+
+    Raises:
+        ValueError, OSError: if the media is not there.
+    """
+    path = Path(row["media_path"])
+    if path.suffix == ".arrow":
+        return hashlib.sha256(json.dumps(open_prepared(path)[1]).encode()).hexdigest()[:16]
+    media = path.stat()
     digest = hashlib.sha256(f"{row['video_id']} {media.st_size} {media.st_mtime_ns}".encode())
     if row["crops_dir"] is not None and Path(row["crops_dir"]).exists():
-        digest.update(str(Path(row["crops_dir"]).stat().st_mtime_ns).encode())  # changes as crops come and go
+        with os.scandir(row["crops_dir"]) as entries:
+            crops = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries)
+        digest.update(repr(crops).encode())
     digest.update(frame_labels(row).tobytes())
     return digest.hexdigest()[:16]
 
@@ -101,7 +127,8 @@ def prepare_row(row: Mapping, path: str | Path, processor: JCAProcessor) -> None
             crops.append(crop)
     if not times:
         raise ValueError(f"{row['media_path']} holds no video frame that can be decoded: is the file complete?")
-    times, labels = np.array(times), fit_labels(frame_labels(row), len(times))
+    labels, notes = fit_labels(row, len(times))
+    times = np.array(times)
     pieces = _merge([[start, start + len(p)] for start, p in zip(sound.starts, sound.pieces, strict=True)])
     start, stop = (pieces[0][0], pieces[-1][1]) if pieces else (0, 0)
     waveform = sound.read(start, stop)[0]
@@ -119,7 +146,8 @@ def prepare_row(row: Mapping, path: str | Path, processor: JCAProcessor) -> None
         "subject": row["subject"],
         "recording": row["recording"],
         "fps": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else row["fps"],
-        "notes": list(row["notes"]),
+        # what was counted goes before what a header said
+        "notes": [*(note for note in row["notes"] if "rows are annotated" not in note), *notes],
         "sampling_rate": rate,
         "audio_start": int(start),
         "audio_pieces": pieces,
@@ -127,12 +155,12 @@ def prepare_row(row: Mapping, path: str | Path, processor: JCAProcessor) -> None
         "problems": problems,
     }
     table = pa.table(columns, SCHEMA.with_metadata({"jca": json.dumps(facts)}))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")  # a run that is stopped leaves no file that looks whole
-    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(part, path)
+
+    def write(part: Path) -> None:
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+
+    write_whole(Path(path), write)
 
 
 def _merge(pieces: list[list[int]]) -> list[list[int]]:
@@ -146,20 +174,25 @@ def _merge(pieces: list[list[int]]) -> list[list[int]]:
     return merged
 
 
+def _cut(processor: JCAProcessor) -> list:
+    return [processor.video_processor.faces, processor.video_processor.size]
+
+
 def _made_from(row: Mapping, processor: JCAProcessor) -> list:
-    frames = None if row["crops_dir"] else [processor.video_processor.faces, processor.video_processor.size]
-    return [FORMAT, source_key(row), processor.feature_extractor.sampling_rate, frames]
+    frames = None if row["crops_dir"] else _cut(processor)
+    names = [row["subject"], row["recording"]]
+    return [FORMAT, source_key(row), processor.feature_extractor.sampling_rate, frames, names]
 
 
 def _prepare(job: tuple) -> tuple[list[str], dict | None]:
-    """Problems of a row and its entry in the index. A file that is there, of the same and without problems, is kept."""
-    row, path, processor = job
+    """Problems of a row and its entry in the index. A file that is there, whole, of the same and without problems stays."""
+    row, path, processor, before = job
     try:
-        if not _is_current(path, row, processor):
+        current = _is_current(path, row, processor)
+        if not current or (before is not None and file_hash(path) != before["sha256"]):
             prepare_row(row, path, processor)
         table, facts = open_prepared(path)
-        labels = np.stack([table["valence"].to_numpy(), table["arousal"].to_numpy()], axis=1)
-        times = table["time"].to_numpy()
+        labels, times = _labels(table), table["time"].to_numpy()
         return facts["problems"], {
             "sha256": file_hash(path),
             "frames": len(times),
@@ -168,7 +201,8 @@ def _prepare(job: tuple) -> tuple[list[str], dict | None]:
             "missing_crops": table["crop"].null_count,
         }
     except (ValueError, OSError) as error:
-        return [f"{row['media_path']}: {error}"], None
+        text = str(error)
+        return [text if row["media_path"] in text else f"{row['media_path']}: {text}"], None
 
 
 def _is_current(path: Path, row: Mapping, processor: JCAProcessor) -> bool:
@@ -217,16 +251,22 @@ def prepare(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    before = _read_index(folder) if (folder / INDEX).exists() else {}
+    if before:  # from here on until its end this run's splits are not complete
+        write_whole(folder / INDEX, partial(_dump, {k: files for k, files in before.items() if k not in splits}))
     jobs = {
-        (split, row["video_id"]): (row, folder / split / f"{row['video_id']}.arrow", processor)
+        (split, row["video_id"]): (
+            row,
+            folder / split / f"{row['video_id']}.arrow",
+            processor,
+            before.get(split, {}).get(f"{split}/{row['video_id']}.arrow"),
+        )
         for split, dataset in splits.items()
         for row in dataset
     }
-    if strange := sorted({video_id for _, video_id in jobs if Path(video_id).name != video_id}):
-        raise CorpusError(folder, [f"video_id {name!r} can not be the name of a file" for name in strange])
     index, problems = {split: {} for split in splits}, []
     longest_first = sorted(jobs, key=lambda key: -jobs[key][0]["num_frames"])
-    with ProcessPoolExecutor(num_proc) as pool:
+    with process_pool(num_proc) as pool:
         futures = {pool.submit(_prepare, jobs[key]): key for key in longest_first}
         for future in tqdm(as_completed(futures), total=len(futures), desc=f"{folder.name}", unit="video"):
             found, entry = future.result()
@@ -236,13 +276,19 @@ def prepare(
                 index[split][f"{split}/{video_id}.arrow"] = entry
     if problems and on_error == "raise":
         raise CorpusError(folder, sorted(problems))
+    if problems:
+        logger.warning(f"{CorpusError(folder, sorted(problems))}\n  What could be used of it was.")
     index = {split: dict(sorted(entries.items())) for split, entries in index.items()}
-    if is_prepared(folder):
-        index = {**json.loads((folder / INDEX).read_text()), **index}
-    part = folder / f"{INDEX}.part"
-    part.write_text(json.dumps(index, indent=1))
-    os.replace(part, folder / INDEX)
+    write_whole(folder / INDEX, partial(_dump, {**before, **index}))
     return index
+
+
+def _dump(content: dict, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=1))
+
+
+def _labels(table: pa.Table) -> np.ndarray:
+    return np.stack([table["valence"].to_numpy(), table["arousal"].to_numpy()], axis=1)
 
 
 def check_prepared(folder: str | Path, num_proc: int = 1) -> list[str]:
@@ -259,7 +305,7 @@ def check_prepared(folder: str | Path, num_proc: int = 1) -> list[str]:
     problems = [f"{folder / name}: is missing" for name in known if name not in present]
     problems += [f"{folder / name}: is not in {INDEX}" for name in sorted(present - set(known))]
     names = sorted(present & set(known))
-    with ProcessPoolExecutor(num_proc) as pool:
+    with process_pool(num_proc) as pool:
         hashes = pool.map(file_hash, [folder / name for name in names])
         for name, found in zip(names, tqdm(hashes, total=len(names), desc="hashes", unit="video"), strict=True):
             if found != known[name]["sha256"]:
@@ -271,14 +317,17 @@ def check_prepared(folder: str | Path, num_proc: int = 1) -> list[str]:
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether [`prepare`] has ended in `folder`."""
-    return (Path(folder) / INDEX).exists()
+    """Whether `folder` is one that [`prepare`] makes, complete or not."""
+    return (Path(folder) / INDEX).exists() or any(Path(folder).glob("*/*.arrow"))
 
 
 def _read_index(folder: Path) -> dict[str, dict]:
-    if not is_prepared(folder):
+    if not (folder / INDEX).exists():
         raise CorpusError(folder, [f"there is no {INDEX}: let scripts/prepare_affwild2.py end"])
-    return json.loads((folder / INDEX).read_text())
+    try:
+        return json.loads((folder / INDEX).read_text())
+    except ValueError as error:
+        raise CorpusError(folder, [f"{INDEX} is damaged ({error}): remove it and prepare again"]) from error
 
 
 def open_prepared(path: str | Path) -> tuple[pa.Table, dict]:
@@ -305,7 +354,8 @@ def load_prepared(folder: str | Path, split: str) -> Dataset:
     """
     folder, index = Path(folder), _read_index(Path(folder))
     if split not in index:
-        raise CorpusError(folder, [f"has no split {split!r}; it has {', '.join(index)}"])
+        there = ", ".join(index) or "none that is complete"
+        raise CorpusError(folder, [f"has no split {split!r}; it has {there}: let scripts/prepare_affwild2.py end"])
     rows, problems = [], []
     for name in index[split]:
         try:
@@ -313,12 +363,11 @@ def load_prepared(folder: str | Path, split: str) -> Dataset:
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        labels = np.stack([table["valence"].to_numpy(), table["arousal"].to_numpy()], axis=1)
         rows.append(
             make_row(
                 facts["video_id"],
                 folder / name,
-                labels,
+                _labels(table),
                 facts["fps"],
                 subject=facts["subject"],
                 recording=facts["recording"],
@@ -338,6 +387,12 @@ class PreparedVideo:
             raise ValueError(
                 f"{path} was prepared with sound at {facts['sampling_rate']} Hz, and the processor reads {rate} Hz: prepare "
                 f"the corpus again with --sampling_rate {rate}."
+            )
+        cut, asked = facts["made_from"][3], _cut(processor)
+        if cut is not None and cut != asked:
+            raise ValueError(
+                f"{path} was prepared with frames cut as faces={cut[0]!r}, size={cut[1]}, and the processor has "
+                f"faces={asked[0]!r}, size={asked[1]}: prepare the corpus again with --faces {asked[0]} --size {asked[1]}."
             )
         self.path, self.processor = path, processor
         self.clock = table["time"].to_numpy()
@@ -387,13 +442,18 @@ class PreparedVideo:
         heard = [(start < stop) & (start + self.processor.clip_samples > first) for first, stop in spans]
         return np.any(heard, axis=0) if heard else np.zeros(len(ends), bool)
 
-    def clip(self, end: int) -> WindowBuffer:
-        """A buffer that holds the clip that ends with grid frame `end`, for its `clip_crops` and `clip_waveform`."""
+    def buffer(self, first: int, last: int) -> WindowBuffer:
+        """A buffer that holds the clips that end with grid frames `first` to `last`, for its `clip_crops` and
+        `clip_waveform`."""
         buffer = WindowBuffer(self.processor, self.processor.span)
         buffer.origin, buffer.sound = self.clock[0], self.sound
-        buffer.first = max(end - self.processor.span + 1, 0)
-        buffer.grid = [self.crop(frame) for frame in self.nearest[buffer.first : end + 1]]
+        buffer.first = max(first - self.processor.span + 1, 0)
+        buffer.grid = [self.crop(frame) for frame in self.nearest[buffer.first : last + 1]]
         return buffer
+
+    def window(self, ends: Sequence[int]) -> dict[str, Any]:
+        """A window of clips with these end frames, as of `JCAProcessor.windows`."""
+        return self.buffer(ends[0], ends[-1]).window([int(end) for end in ends], self.num_grid_frames)
 
 
 def video_windows(row: Mapping, processor: JCAProcessor, hop: int) -> Iterator[dict[str, Any]]:

@@ -154,13 +154,7 @@ def cross_validation(train: Dataset, validation: Dataset, num_folds: int = 6) ->
     """
     if num_folds < 2:
         raise ValueError(f"num_folds={num_folds} must be at least 2: fold 0 is the official split.")
-    shared = {
-        name: sorted(set(train.with_format(None)[name]) & set(validation.with_format(None)[name]))
-        for name in ("subject", "recording")
-    }
-    if any(shared.values()):
-        what = " and ".join(f"{name} {values}" for name, values in shared.items() if values)
-        raise ValueError(f"Training and validation set share {what}: take these rows out of one of the two.")
+    check_disjoint(train, validation)
     groups, frames = _groups(train), np.array(train.with_format(None)["num_frames"])
     if len(groups) < num_folds - 1:
         raise ValueError(
@@ -173,6 +167,35 @@ def cross_validation(train: Dataset, validation: Dataset, num_folds: int = 6) ->
         kept = sorted(set(range(len(train))) - set(held_out))
         folds.append((with_arrays(concatenate_datasets([train.select(kept), validation])), train.select(held_out)))
     return folds
+
+
+def nested_folds(train: Dataset, validation: Dataset, num_folds: int = 6) -> list[tuple[Dataset, Dataset, Dataset]]:
+    """
+    [`cross_validation`] in which nothing is selected by what is reported: for each fold the rows to train on, those to
+    select by, which are the held-out part of the next fold, and those to report.
+    """
+    folds = cross_validation(train, validation, num_folds)
+    nested = []
+    for index, (training, reported) in enumerate(folds):
+        selected = folds[(index + 1) % num_folds][1]
+        names = set(selected["video_id"])
+        kept = [row for row, name in enumerate(training["video_id"]) if name not in names]
+        nested.append((training.select(kept), selected, reported))
+    return nested
+
+
+def check_disjoint(train: Dataset, validation: Dataset, where: str = "Training and validation set") -> None:
+    """
+    Raises:
+        ValueError: if a subject or recording is in both, naming them.
+    """
+    shared = {
+        name: sorted(set(train.with_format(None)[name]) & set(validation.with_format(None)[name]))
+        for name in ("subject", "recording")
+    }
+    if any(shared.values()):
+        what = " and ".join(f"{name} {values}" for name, values in shared.items() if values)
+        raise ValueError(f"{where}: training and validation share {what}: take these rows out of one of the two.")
 
 
 def _groups(dataset: Dataset) -> list[list[int]]:

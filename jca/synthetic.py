@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jca.affwild2 import ANNOTATIONS, SPLITS
+from jca.pools import process_pool
 
 
 WIDTH, HEIGHT, CROP = 144, 112, 112  # px; the crop is the central square of the frame
@@ -81,7 +81,7 @@ def make_synthetic(
     splits = ["train"] * num_train + ["validation"] * num_validation
     jobs = [(root, split, index, seconds, fps, seed) for index, split in enumerate(splits)]
     # each process keeps to one thread: nothing in it calls torch or BLAS, and the encoders are told so
-    with ProcessPoolExecutor(num_proc) as pool:
+    with process_pool(num_proc) as pool:
         list(tqdm(pool.map(_make_video, jobs), total=len(jobs), desc="synthetic videos", disable=None))
     return root
 

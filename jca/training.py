@@ -1,131 +1,55 @@
-"""Training in the paper's three stages: each encoder alone, then the fusion on frozen features."""
+"""Training through Accelerate: one loop for the paper's three stages, each encoder alone and then the fusion on frozen
+features, and for a fourth that trains all of it end to end."""
 
+import datetime
+import itertools
 import json
+import math
+import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from contextlib import nullcontext
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import yaml
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, get_scheduler
 from transformers.utils import logging
 
 from configuration_jca import JCAConfig
 from jca.augmentation import make_augmentation
-from jca.evaluation import evaluate
+from jca.checkpoints import CheckpointError, latest_checkpoint, save_checkpoint
+from jca.evaluation import evaluate, outputs, score_windows
 from jca.features import extract_features
 from jca.metrics import score
-from jca.preparation import load_prepared
-from jca.windows import ClipDataset, WindowDataset, WindowSampler
-from modeling_jca import JCAModel
-from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
+from jca.recipes import ROWS, Recipe, StageArguments, build_model, build_processor, load_splits
+from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowDataset
+from modeling_jca import JCAModel, ccc_loss
+from processing_jca import JCAProcessor
 
 
 logger = logging.get_logger(__name__)
 
-STAGES = ("video", "audio", "fusion")
-
-
-# Recipes -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class DataArguments:
-    root: str = field(metadata={"help": "Folder that scripts/prepare_affwild2.py made."})
-    hop: int = field(default=8, metadata={"help": "Frames between the ends of the clips that are computed."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read clips ahead, for each that trains."})
-
-
-@dataclass
-class StageArguments:
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of a schedule with warm-up and cosine decay."})
-    weight_decay: float = field(default=1e-2, metadata={"help": "AdamW's."})
-    batch_size: int = field(default=64, metadata={"help": "Clips (video, audio) or windows (fusion) of one process."})
-    num_epochs: int = field(default=10, metadata={"help": "Times over the training split."})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps in which the rate rises."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm to which gradients are clipped."})
-    samples_per_epoch: int | None = field(
-        default=None, metadata={"help": "Windows drawn for an epoch of the fusion; without it each clip counts once."}
-    )
-    balanced: bool = field(default=False, metadata={"help": "Draw windows of each video alike, however long it is."})
-    augment_crops: bool = field(default=False, metadata={"help": "Colour jitter, mirror image and crop of the faces."})
-    modality_dropout: float = field(default=0.0, metadata={"help": "Share of windows that lose face or voice."})
-    feature_noise: float = field(default=0.0, metadata={"help": "Noise on features, in their standard deviations."})
-
-
-@dataclass
-class Recipe:
-    """An experiment, as read from YAML by [`load_recipe`]."""
-
-    data: DataArguments
-    output_dir: str
-    model: dict
-    processor: dict
-    video: StageArguments
-    audio: StageArguments
-    fusion: StageArguments
-
-
-def _parse(kind: type, section: dict, where: str):
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(set(section) - known):
-        raise ValueError(f"{where}: there is no key {', '.join(unknown)}. It takes {', '.join(sorted(known))}.")
-    needed = {f.name for f in fields(kind) if f.default is MISSING}
-    if lacking := sorted(needed - set(section)):
-        raise ValueError(f"{where}: the key {', '.join(lacking)} is needed.")
-    return HfArgumentParser(kind).parse_dict(section)[0]
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """
-    Read a recipe.
-
-    Raises:
-        ValueError: if it has a key that is not known, or lacks one that is needed, naming file, section and key.
-    """
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    known = {f.name for f in fields(Recipe)}
-    if unknown := sorted(set(content) - known):
-        raise ValueError(f"{path} has the unknown key {', '.join(unknown)}. A recipe has {', '.join(sorted(known))}.")
-    for name in ("data", "output_dir", "model"):
-        if name not in content:
-            raise ValueError(f"{path} lacks the key {name}.")
-    if unknown := sorted(set(content["model"]) - {f.name for f in fields(JCAConfig)}):
-        raise ValueError(f"{path}, section model: JCAConfig does not know {', '.join(unknown)}.")
-    sections = {stage: _parse(StageArguments, content.get(stage) or {}, f"{path}, section {stage}") for stage in STAGES}
-    return Recipe(
-        data=_parse(DataArguments, content["data"], f"{path}, section data"),
-        output_dir=content["output_dir"],
-        model=content["model"],
-        processor=content.get("processor") or {},
-        **sections,
-    )
-
-
-def build_processor(recipe: Recipe) -> JCAProcessor:
-    """The processor of a recipe's `processor` section, whose windows are as long as the model's."""
-    settings = dict(recipe.processor)
-    video_processor = JCAVideoProcessor(**settings.pop("video_processor", {}))
-    feature_extractor = JCAFeatureExtractor(**settings.pop("feature_extractor", {}))
-    num_clips = JCAConfig(**recipe.model).num_clips
-    return JCAProcessor(feature_extractor, video_processor, num_clips=num_clips, **settings)
+LOG_STEPS = 10  # between two looks at the loss, each of which waits for the device
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
 
 
 class Progress:
-    """Where a run stands; saved with the state of model, optimizer, schedule and generators."""
+    """Where a run stands; saved with the state of model, optimizer and schedule."""
 
-    def __init__(self):
-        self.epoch, self.best, self.history = 0, None, []
+    def __init__(self, arguments: dict):
+        self.arguments, self.step, self.best, self.history, self.seconds = arguments, 0, None, [], 0.0
 
     def state_dict(self) -> dict:
         return vars(self)
@@ -137,98 +61,130 @@ class Progress:
 def fit(
     model: JCAModel,
     dataset: Dataset,
-    validate: Callable[[JCAModel], dict[str, float]],
+    validate: Callable[[JCAModel, Path | None], dict[str, float]],
     arguments: StageArguments,
     folder: str | Path,
     processor: JCAProcessor,
     seed: int = 0,
     num_workers: int = 0,
+    resume: bool = True,
+    log_with: str | None = None,
+    report: Callable[[JCAModel], dict[str, float]] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> dict:
     """
     Train the parameters of `model` that ask for gradients, and keep the weights of the epoch with the best validation CCC.
 
-    Args:
-        dataset: gives the model's inputs and `labels`; batches are drawn in an order that the seed fixes, those of a
-            [`WindowDataset`] by [`WindowSampler`].
-        validate: called after every epoch; returns metrics with `ccc`.
-        folder: gets the best model and the processor, `metrics.json` at the end, and in between `state/`, from which a
-            run that was stopped goes on with its next epoch.
+    Every random choice of a step is a function of seed, step and process. A run that was stopped at any point therefore ends
+    with the same weights as one that never was: `checkpoints/` has all it needs to go on.
 
-    Mixed precision and the number of processes are Accelerate's: `accelerate launch --mixed_precision bf16 ...`.
+    Args:
+        dataset: gives the model's inputs and `labels`; `rows` `(items,)` are the videos from which items are drawn by
+            [`EpochSampler`], and without it all are.
+        validate: called after every epoch with the model and a folder for pictures (None on all processes but the first);
+            returns metrics with `ccc`.
+        folder: gets the best model and the processor, and `metrics.json` at the end.
+        resume: go on from the newest complete checkpoint; otherwise what is there is removed.
+        log_with: a tracker of Accelerate's, such as `"tensorboard"`, `"trackio"` or `"wandb"`.
+        report: called at the end with the best model; what it returns becomes `reported` in `metrics.json`.
+        about: what else `metrics.json` is to say.
+
+    Mixed precision, compilation and the number of processes are Accelerate's: `accelerate launch --mixed_precision bf16
+    --dynamo_backend inductor ...`.
 
     Returns:
-        The content of `metrics.json`: the best epoch's metrics, the history and the settings.
+        The content of `metrics.json`: the best epoch's metrics, the history, settings, versions, hardware and time.
+
+    Raises:
+        CheckpointError: if the folder can not be written.
+        FloatingPointError: if the loss is no number.
+        ValueError: if checkpoints of other arguments are there.
     """
     folder = Path(folder)
+    checkpoints = folder / "checkpoints"
+    accelerator = Accelerator(
+        log_with=log_with, project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "logs"))
+    )
+    if accelerator.is_main_process:
+        _make_folder(folder, checkpoints, resume)
+    accelerator.wait_for_everyone()
     set_seed(seed)
-    # without a seedable sampler a run that goes on would draw another order than one never stopped
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed))
-    sampler = None
-    if isinstance(dataset, WindowDataset):
-        sampler = WindowSampler(dataset, arguments.samples_per_epoch, arguments.balanced, seed)
+    rows = getattr(dataset, "rows", np.zeros(len(dataset), int))
+    sampler = EpochSampler(rows, _epoch_size(dataset, arguments), arguments.balanced, seed)
     loader = DataLoader(
         dataset,
         arguments.batch_size,
-        shuffle=sampler is None,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        drop_last=len(sampler or dataset) > arguments.batch_size,
+        pin_memory=accelerator.device.type == "cuda",
+        drop_last=len(sampler) > arguments.batch_size,
     )
     augment = make_augmentation(
         processor.video_processor, arguments.augment_crops, arguments.modality_dropout, arguments.feature_noise
     )
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], arguments.learning_rate, weight_decay=arguments.weight_decay
-    )
+    average = None
+    if arguments.ema_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema_decay), use_buffers=True)
+        average.to(accelerator.device)
+        accelerator.register_for_checkpointing(average)
+    groups = parameter_groups(model, arguments)
+    optimizer = torch.optim.AdamW(groups, arguments.learning_rate, weight_decay=arguments.weight_decay)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    steps = len(loader) * arguments.num_epochs
-    # the prepared schedule advances once for each process: it is given the number of all of them
-    schedule = accelerator.prepare(
-        get_scheduler(
-            "cosine",
-            optimizer,
-            round(steps * arguments.warmup_ratio) * accelerator.num_processes,
-            steps * accelerator.num_processes,
-        )
-    )
-    progress, state = Progress(), folder / "state"
+    per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
+    steps = per_epoch * arguments.num_epochs
+    schedule = accelerator.prepare(_schedule(optimizer, groups, steps, per_epoch, arguments, accelerator.num_processes))
+    progress = Progress(vars(arguments))
     accelerator.register_for_checkpointing(progress)
-    if state.exists():
-        accelerator.load_state(str(state))
-        logger.warning(f"{folder}: going on after epoch {progress.epoch}.")
-    started = time.monotonic()
-    bar = tqdm(
-        total=steps, initial=progress.epoch * len(loader), desc=folder.name, disable=not accelerator.is_main_process
-    )
-    for epoch in range(progress.epoch, arguments.num_epochs):
-        loader.set_epoch(epoch)
+    if resume and (path := latest_checkpoint(checkpoints)):
+        _load(accelerator, path, progress, arguments)
+        accelerator.print(f"{folder}: going on after step {progress.step} of {steps}.")
+    if log_with:
+        accelerator.init_trackers("jca", config={k: v for k, v in vars(arguments).items() if v is not None})
+
+    started = time.monotonic() - progress.seconds
+    bar = tqdm(total=steps, initial=progress.step, desc=folder.name, disable=not accelerator.is_main_process)
+    while progress.step < steps and not _is_patient_no_more(progress, arguments):
+        epoch, done = divmod(progress.step, per_epoch)
+        sampler.set_epoch(epoch)
         model.train()
-        for batch in loader:
-            loss = model(**augment(batch)).loss
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"{folder.name}, epoch {epoch}: the loss is {loss.item()}. Lower the learning rate."
-                )
-            accelerator.backward(loss)
+        batches = iter(skip_first_batches(loader, done * arguments.gradient_accumulation_steps) if done else loader)
+        losses = []
+        for _ in range(done, per_epoch):
+            torch.manual_seed(_step_seed(seed, progress.step, accelerator.process_index))
+            micro = [augment(batch) for batch in itertools.islice(batches, arguments.gradient_accumulation_steps)]
+            losses.append(backward(accelerator, model, micro, arguments.whole_batch_gradient))
             accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if average is not None:
+                average.update_parameters(accelerator.unwrap_model(model))
+            progress.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", best=f"{progress.best['ccc']:.3f}" if progress.best else "-")
-        plain = accelerator.unwrap_model(model)
-        metrics = {"epoch": epoch, **validate(plain)}
-        progress.epoch = epoch + 1
-        progress.history.append(metrics)
-        if progress.best is None or metrics["ccc"] > progress.best["ccc"]:
-            progress.best = metrics
-            if accelerator.is_main_process:
-                plain.save_pretrained(folder)
-                processor.save_pretrained(folder)
-        accelerator.save_state(str(state))
+            if progress.step % LOG_STEPS == 0 or progress.step % per_epoch == 0:
+                loss = torch.stack(losses).mean().item()
+                losses = []
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"{folder.name}, step {progress.step}: the loss is {loss}. Lower the learning rate "
+                        f"({arguments.learning_rate}), or see whether the features are finite."
+                    )
+                rate = schedule.get_last_lr()[-1]
+                bar.set_postfix(loss=f"{loss:.3f}", ccc=f"{1 - loss:.3f}", best=_ccc(progress.best))
+                accelerator.log({"loss": loss, "ccc": 1 - loss, "learning_rate": rate}, progress.step)
+            if arguments.save_steps and progress.step % arguments.save_steps == 0 and progress.step % per_epoch:
+                progress.seconds = time.monotonic() - started
+                save_checkpoint(accelerator, checkpoints, progress.step)
+        next(batches, None)  # the loader learns that it has ended
+        _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor)
+        progress.seconds = time.monotonic() - started
+        save_checkpoint(accelerator, checkpoints, progress.step)
     bar.close()
+    accelerator.wait_for_everyone()
+    reported = report(JCAModel.from_pretrained(folder).to(accelerator.device)) if report else None
     result = {
+        **({"reported": reported} if report else {}),
         "best": progress.best,
         "history": progress.history,
         "arguments": vars(arguments),
@@ -236,16 +192,199 @@ def fit(
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "seconds": round(time.monotonic() - started, 1),
+        **provenance(accelerator),
+        **(about or {}),
     }
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (folder / "metrics.json").write_text(json.dumps(result, indent=1))
-        shutil.rmtree(state)
+        _write(folder / "metrics.json", result)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    if log_with:
+        accelerator.end_training()
+    accelerator.wait_for_everyone()
     accelerator.free_memory()
     return result
 
 
+def backward(
+    accelerator: Accelerator, model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], whole: bool = False
+) -> torch.Tensor:
+    """
+    The gradients of one step, and its loss.
+
+    Args:
+        batches: of this process. Each one's loss is 1 - CCC of that batch on all processes.
+        whole: what is optimised is 1 - CCC of all batches as one, and not the mean of their losses. CCC is no mean over
+            samples, so all outputs are needed before the first gradient: they are computed without gradients first, the
+            gradient of the loss is taken at them, and a second pass carries it through the model, with the same dropout.
+    """
+    if not whole:
+        total = 0.0
+        for index, batch in enumerate(batches):
+            with _sync_last(accelerator, model, index, batches):
+                loss = model(**batch).loss / len(batches)
+                accelerator.backward(loss)
+            total = total + loss.detach()
+        return total
+    labels = [batch["labels"] for batch in batches]
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():  # the second pass draws the same numbers
+        logits = [model(**{name: x for name, x in batch.items() if name != "labels"}).logits for batch in batches]
+    logits = [x.detach().float().requires_grad_() for x in logits]
+    loss = ccc_loss(torch.cat(logits), torch.cat(labels))
+    gradients = torch.autograd.grad(loss, logits)
+    for index, (batch, gradient) in enumerate(zip(batches, gradients, strict=True)):
+        with _sync_last(accelerator, model, index, batches):
+            again = model(**{name: x for name, x in batch.items() if name != "labels"}).logits
+            accelerator.backward((again.float() * gradient).sum())
+    return loss.detach()
+
+
+def _sync_last(accelerator: Accelerator, model: torch.nn.Module, index: int, batches: list):
+    """Gradients go round the processes once a step."""
+    return accelerator.no_sync(model) if index < len(batches) - 1 else nullcontext()
+
+
+def parameter_groups(model: JCAModel, arguments: StageArguments) -> list[dict]:
+    """
+    The parameters that ask for gradients, for the optimizer: the encoders', which may have a rate of their own, in blocks
+    from the last to the first, with the epoch `release` in which each begins to be trained; and all others.
+    """
+    encoders, rest = {}, []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        modality, _, inner = name.partition("_encoder.")
+        if (inner and arguments.encoder_learning_rate is not None) or (inner and arguments.unfreeze_every):
+            parts = inner.split(".")  # `stages.2.…` and `encoder.layer.7.…` are blocks of their own
+            block = ".".join(parts[: next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 1)])
+            encoders.setdefault(modality, {}).setdefault(block, []).append(parameter)
+        else:
+            rest.append(parameter)
+    rate = arguments.encoder_learning_rate or arguments.learning_rate
+    groups = [
+        {"params": parameters, "lr": rate, "release": (depth + 1) * arguments.unfreeze_every}
+        for blocks in encoders.values()
+        for depth, parameters in enumerate(reversed(blocks.values()))
+    ]
+    return [*groups, {"params": rest, "lr": arguments.learning_rate, "release": 0}]
+
+
+def _schedule(optimizer, groups, steps, per_epoch, arguments, processes):
+    """Warm-up and cosine decay for each group, from the epoch in which it is released on. A group that is not yet has a rate
+    of 0 rather than no gradients, which processes that train together would not agree on."""
+    warmup = round(steps * arguments.warmup_ratio)
+
+    def rate(advanced: int, start: int) -> float:
+        step = advanced / processes  # the prepared schedule advances once for each process
+        if step < start:
+            return 0.0
+        if step < warmup:
+            return step / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    starts = [group["release"] * per_epoch for group in groups]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(rate, start=start) for start in starts])
+
+
+def _epoch_size(dataset: Dataset, arguments: StageArguments) -> int:
+    if arguments.samples_per_epoch is not None:
+        return arguments.samples_per_epoch
+    if isinstance(dataset, (WindowDataset, MediaWindowDataset)):  # the paper's epoch
+        return max(1, dataset.num_clips // len(dataset.offsets))
+    return len(dataset)
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _is_patient_no_more(progress: Progress, arguments: StageArguments) -> bool:
+    if arguments.patience is None or progress.best is None:
+        return False
+    return progress.history[-1]["epoch"] - progress.best["epoch"] >= arguments.patience
+
+
+def _ccc(metrics: dict | None) -> str:
+    return "-" if metrics is None else f"{metrics['ccc']:.3f}"
+
+
+def _make_folder(folder: Path, checkpoints: Path, resume: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} can not be written ({error}): name another output_dir, or see to its rights."
+        ) from error
+
+
+def _load(accelerator: Accelerator, path: Path, progress: Progress, arguments: StageArguments) -> None:
+    accelerator.load_state(str(path))
+    if change := _difference(progress.arguments, arguments):
+        raise ValueError(
+            f"{path} {change}: give the former, start anew with --resume none, or name another output_dir."
+        )
+
+
+def _difference(before: dict, arguments: StageArguments) -> str:
+    """What a stage was trained with and what is asked for now, where they differ."""
+    names = [name for name, value in vars(arguments).items() if before.get(name) != value]
+    was, now = (", ".join(f"{name}={x.get(name)}" for name in names) for x in (before, vars(arguments)))
+    return f"was trained with {was}, and the recipe now says {now}" if names else ""
+
+
+def _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor) -> None:
+    """Validate, remember, and keep the weights if they are the best."""
+    plain = accelerator.unwrap_model(model) if average is None else average.module
+    pictures = folder / "pictures" / f"epoch-{epoch:03d}.png" if accelerator.is_main_process else None
+    metrics = {"epoch": epoch, **validate(plain, pictures)}
+    progress.history.append(metrics)
+    accelerator.log({f"validation/{name}": x for name, x in metrics.items() if isinstance(x, float)}, progress.step)
+    if progress.best is None or metrics["ccc"] > progress.best["ccc"]:
+        progress.best = metrics
+        # sharded weights are gathered by all processes
+        state = accelerator.get_state_dict(model) if average is None else average.module.state_dict()
+        if accelerator.is_main_process:
+            plain.save_pretrained(folder, state_dict=state)
+            processor.save_pretrained(folder)
+
+
+def _write(path: Path, content: dict) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(path)
+
+
+def provenance(accelerator: Accelerator) -> dict[str, Any]:
+    """When, where and with what: for the metrics file."""
+    root = Path(__file__).parents[1]
+    run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # installed, and no checkout
+        commit = None
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor() or "CPU"
+    packages = ("jca", "torch", "transformers", "accelerate", "datasets")
+    return {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "hardware": {"machine": platform.machine(), "device": device, "threads": torch.get_num_threads()},
+    }
+
+
 # Stages --------------------------------------------------------------------------------------------------------------
+
+
+def stage_folder(recipe: Recipe, name: str, seed: int, fold: int | None) -> Path:
+    """Where a stage or row is kept: `<output_dir>/[fold-<fold>/]seed-<seed>/<name>`."""
+    root = Path(recipe.output_dir) / f"fold-{fold}" if fold is not None else Path(recipe.output_dir)
+    return root / f"seed-{seed}" / name
 
 
 def _finished(folder: Path, arguments: StageArguments | None = None) -> bool:
@@ -253,106 +392,151 @@ def _finished(folder: Path, arguments: StageArguments | None = None) -> bool:
     if not (folder / "metrics.json").exists():
         return False
     before = json.loads((folder / "metrics.json").read_text())["arguments"]
-    if arguments is not None and before != vars(arguments):
-        raise ValueError(
-            f"{folder} was trained with {before}, and the recipe now says {vars(arguments)}: remove the folder or name "
-            "another output_dir."
-        )
+    if arguments is not None and (change := _difference(before, arguments)):
+        raise ValueError(f"{folder} {change}: remove the folder or name another output_dir.")
     return True
 
 
-@torch.no_grad()
-def score_clips(model: JCAModel, dataset: ClipDataset) -> dict[str, float]:
+def _about(recipe: Recipe, stage: str, fold: int | None) -> dict:
+    selected = "validation" if fold is None else "held-out part of the next fold"
+    reported = "validation" if fold is None else f"held-out part of fold {fold}"
+    return {
+        "recipe": recipe.path,
+        "stage": stage,
+        "data": recipe.data.root,
+        "hop": recipe.data.hop,
+        "fold": fold,
+        "selected_by": selected,
+        "reported_on": reported,
+    }
+
+
+def score_clips(model: JCAModel, dataset: ClipDataset, num_workers: int = 0) -> dict[str, float]:
     """Score of a unimodal model over clips, each on its own: what an encoder's stage is selected by."""
-    model.eval()
-    predictions, labels = [], []
-    for batch in DataLoader(dataset, 64):
-        labels.append(batch.pop("labels")[:, 0].numpy())
-        inputs = {name: values.to(model.device) for name, values in batch.items()}
-        predictions.append(model(**inputs).logits[:, 0].float().cpu().numpy())
-    return score(predictions, labels, list(model.config.id2label.values()))
+    logits = outputs(model, dataset, 64, num_workers)
+    return score(list(logits), list(dataset.labels[:, None]), list(model.config.id2label.values()))
 
 
-def train_encoder(recipe: Recipe, modality: str, seed: int = 0) -> Path:
-    """Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips. Returns its folder."""
-    folder = Path(recipe.output_dir) / f"seed-{seed}" / f"{modality}_encoder"
-    if _finished(folder, getattr(recipe, modality)):
+def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None = None, **options) -> Path:
+    """
+    Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips. Returns its folder.
+
+    Args:
+        fold: of a cross-validation; left out, the official split.
+        options: `resume` and `log_with` of [`fit`].
+    """
+    folder, arguments = stage_folder(recipe, f"{modality}_encoder", seed, fold), getattr(recipe, modality)
+    if _finished(folder, arguments):
         return folder
-    processor = build_processor(recipe)
-    train, validation = (
-        ClipDataset(load_prepared(recipe.data.root, split), processor, modality, recipe.data.hop)
-        for split in ("train", "validation")
-    )
+    processor, workers = build_processor(recipe), recipe.data.num_workers
+    train, selected, _ = (ClipDataset(rows, processor, modality, recipe.data.hop) for rows in load_splits(recipe, fold))
     set_seed(seed)
-    model = JCAModel(JCAConfig(**{**recipe.model, "modalities": [modality], "fusion": "concat"}))
+    model = build_model(recipe, modalities=[modality], fusion="concat")
     fit(
         model,
         train,
-        lambda model: score_clips(model, validation),
-        getattr(recipe, modality),
+        lambda model, _: score_clips(model, selected, workers),
+        arguments,
         folder,
         processor,
         seed,
-        recipe.data.num_workers,
+        workers,
+        about=_about(recipe, modality, fold),
+        **options,
     )
     return folder
 
 
-def fusion_features(recipe: Recipe, split: str, seed: int = 0):
-    """Rows of `extract_features` for a split, by the encoders of stages one and two of this seed.
+def load_encoders(model: JCAModel, recipe: Recipe, seed: int, fold: int | None = None) -> None:
+    """
+    Copy the encoders of stages one and two into `model` and freeze them. Those that a recipe names under `encoders` need no
+    such stage.
 
     Raises:
         FileNotFoundError: if those stages have not ended.
     """
-    model = JCAModel(JCAConfig(**recipe.model))
-    load_encoders(model, recipe, seed)
-    return extract_features(
-        load_prepared(recipe.data.root, split),
-        model,
-        build_processor(recipe),
-        recipe.data.hop,
-        Path(recipe.output_dir) / "cache",
-        recipe.data.num_workers,
-    )
-
-
-def load_encoders(model: JCAModel, recipe: Recipe, seed: int) -> None:
-    """Copy the encoders of stages one and two into `model` and freeze them."""
     for modality in model.config.modalities:
-        folder = Path(recipe.output_dir) / f"seed-{seed}" / f"{modality}_encoder"
-        if not _finished(folder):
+        folder = stage_folder(recipe, f"{modality}_encoder", seed, fold)
+        if _finished(folder):
+            trained = getattr(JCAModel.from_pretrained(folder), f"{modality}_encoder")
+            getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
+        elif modality not in recipe.encoders:
             raise FileNotFoundError(
-                f"{folder} holds no trained {modality} encoder: train the stage {modality!r} first."
+                f"{folder} holds no trained {modality} encoder, and {recipe.path} names none under encoders: train the "
+                f"stage {modality!r} first."
             )
-        trained = getattr(JCAModel.from_pretrained(folder), f"{modality}_encoder")
-        getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
     model.freeze_encoders()
 
 
-def train_fusion(recipe: Recipe, seed: int = 0, row: str | None = None) -> Path:
+def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: str | None = None, **options) -> Path:
     """
     Stage three: the fusion and the regressors on frozen features. Returns its folder.
 
     Args:
-        row: name of a fusion in place of the recipe's, or `"video"` or `"audio"` for one modality's features alone.
+        fold, options: see [`train_encoder`].
+        row: name in `jca.recipes.ROWS`, whose changes of the model are made; left out, the recipe's model.
     """
-    row = row or JCAConfig(**recipe.model).fusion
-    folder = Path(recipe.output_dir) / f"seed-{seed}" / row
+    changes = ROWS[row] if row is not None else {}
+    if JCAConfig(**{**recipe.model, **changes}).to_dict() == JCAConfig(**recipe.model).to_dict():
+        changes, row = {}, None  # the recipe's own model
+    folder = stage_folder(recipe, row or "fusion", seed, fold)
     if _finished(folder, recipe.fusion):
         return folder
-    processor, hop = build_processor(recipe), recipe.data.hop
-    train, validation = (fusion_features(recipe, split, seed) for split in ("train", "validation"))
-    change = {"modalities": [row], "fusion": "concat"} if row in ("video", "audio") else {"fusion": row}
+    processor, data = build_processor(recipe), recipe.data
+    encoders = build_model(recipe)
+    load_encoders(encoders, recipe, seed, fold)
+    train, selected, reported = (
+        extract_features(rows, encoders, processor, data.hop, Path(recipe.output_dir) / "cache", data.num_workers)
+        for rows in load_splits(recipe, fold)
+    )
     set_seed(seed)
-    model = JCAModel(JCAConfig(**{**recipe.model, **change}))
-    load_encoders(model, recipe, seed)
+    model = build_model(recipe, **changes)
+    load_encoders(model, recipe, seed, fold)
     fit(
         model,
-        WindowDataset(train, processor, hop, every_phase=True),
-        lambda model: evaluate(model, validation, processor, hop),
+        WindowDataset(train, processor, data.hop, every_phase=True),
+        lambda model, pictures: evaluate(model, selected, processor, data.hop, pictures=pictures),
         recipe.fusion,
         folder,
         processor,
         seed,
+        report=lambda model: evaluate(model, reported, processor, data.hop),
+        about=_about(recipe, "fusion", fold),
+        **options,
+    )
+    return folder
+
+
+def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **options) -> Path:
+    """Stage four: all of the model of stage three, on pixels and sound. Returns its folder; see [`train_encoder`]."""
+    folder, arguments = stage_folder(recipe, "end_to_end", seed, fold), recipe.end_to_end
+    if _finished(folder, arguments):
+        return folder
+    start = stage_folder(recipe, "fusion", seed, fold)
+    if not _finished(start):
+        raise FileNotFoundError(f"{start} holds no trained fusion: train the stage 'fusion' first.")
+    processor, data = build_processor(recipe), recipe.data
+    train, selected, reported = load_splits(recipe, fold)
+    windows = MediaWindowDataset(train, processor, data.hop, every_phase=True)
+    selected, reported = (MediaWindowDataset(rows, processor, data.hop) for rows in (selected, reported))
+    names = list(JCAModel.from_pretrained(start).config.id2label.values())
+
+    def scored(dataset):
+        return lambda model, pictures=None: score_windows(
+            model, dataset, dataset.frame_labels, processor.frame_rate, names, pictures, data.num_workers
+        )
+
+    fit(
+        JCAModel.from_pretrained(start),
+        windows,
+        scored(selected),
+        arguments,
+        folder,
+        processor,
+        seed,
+        data.num_workers,
+        report=scored(reported),
+        about=_about(recipe, "end_to_end", fold),
+        **options,
     )
     return folder

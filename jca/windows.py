@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset
+from datasets import Array2D, Dataset, concatenate_datasets
 
 from jca.corpus import frame_labels
 from jca.preparation import PreparedVideo
@@ -51,7 +51,11 @@ class ClipDataset(torch.utils.data.Dataset):
             videos.append(np.full(keep.sum(), index, np.int32))
             ends.append(clips[keep].astype(np.int32))
             labels.append(targets[keep])
-        self.videos, self.ends, self.labels = (np.concatenate(parts) for parts in (videos, ends, labels))
+        if not sum(map(len, ends)):
+            raise ValueError(
+                f"No labelled clip of these {len(rows)} videos holds {modality}: there is nothing to learn from."
+            )
+        self.rows, self.ends, self.labels = (np.concatenate(parts) for parts in (videos, ends, labels))
         self._open = None  # of this process: files are opened where they are read
 
     def __getstate__(self) -> dict:
@@ -63,12 +67,12 @@ class ClipDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if self._open is None:
             self._open = lru_cache(maxsize=None)(lambda path: PreparedVideo(path, self.processor))
-        video, end = self._open(self.paths[self.videos[index]]), int(self.ends[index])
+        video, end = self._open(self.paths[self.rows[index]]), int(self.ends[index])
         labels = torch.from_numpy(self.labels[index][None])
         if self.modality == "video":
-            crops = video.clip(end).clip_crops(end, video.num_grid_frames)[0]
+            crops = video.buffer(end, end).clip_crops(end, video.num_grid_frames)[0]
             return {**self.processor.video_processor(crops[None]), "labels": labels}
-        waveform = video.clip(end).clip_waveform(end, video.num_grid_frames)[0]
+        waveform = video.buffer(end, end).clip_waveform(end, video.num_grid_frames)[0]
         return {self.processor.audio_input_name: self.processor.audio_inputs(waveform[None]), "labels": labels}
 
 
@@ -87,21 +91,36 @@ def _views(features: Dataset, column: str) -> list[np.ndarray]:
     return views
 
 
+def window_firsts(num_frames: int, processor: JCAProcessor, hop: int, every_phase: bool) -> np.ndarray:
+    """
+    End frames of the first clips of a video's windows, `(windows,)`: those of the plan, in which each clip stands once (for
+    evaluation), and with `every_phase` also all that lie in the video, shifted by `hop` (for training).
+    """
+    first = np.array([ends[0] for ends in processor.plan(num_frames, hop)])
+    if every_phase:
+        length = (processor.num_clips - 1) * processor.span
+        first = np.union1d(first, np.arange(hop - 1, num_frames - length, hop))
+    return np.sort(first).astype(np.int32)
+
+
 class WindowDataset(torch.utils.data.Dataset):
     """
     Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`,
     `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that is not
     annotated: such a window stays, and the loss leaves the clip out.
 
-    `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands.
+    `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands, `times` holds the seconds of each row's
+    frames.
 
     Args:
         hop: of the features, and the shift between two windows: with 1 all phases of the paper's windows are there.
-        every_phase: all windows that lie in the video, shifted by `hop`, as well as those of the plan (for training);
-            otherwise those of the plan alone, in which each clip stands once (for evaluation).
+        every_phase: see [`window_firsts`].
     """
 
     def __init__(self, features: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
+        if features._indices is not None:  # `_views` would not see a selection
+            rows, features = features._indices.column(0).to_pylist(), Dataset(features.data, info=features.info)
+            features = concatenate_datasets([features.select([row]) for row in rows])
         self.inputs = {
             name: _views(features, name) for name in features.column_names if name.endswith(("_features", "_mask"))
         }
@@ -111,15 +130,11 @@ class WindowDataset(torch.utils.data.Dataset):
             for ends, times, labels in zip(self.end_frames, self.times, _views(features, "labels"), strict=True)
         ]
         self.offsets = np.arange(processor.num_clips) * processor.span
-        rows, firsts = [], []
-        for row, times in enumerate(self.times):
-            num_frames = round(times[-1] * processor.frame_rate) + 1
-            first = np.array([ends[0] for ends in processor.plan(num_frames, hop)])
-            if every_phase:
-                first = np.union1d(first, np.arange(hop - 1, num_frames - self.offsets[-1], hop))
-            firsts.append(np.sort(first).astype(np.int32))
-            rows.append(np.full(len(first), row, np.int32))
-        self.rows, self.firsts = np.concatenate(rows), np.concatenate(firsts)
+        num_frames = [round(times[-1] * processor.frame_rate) + 1 for times in self.times]
+        firsts = [window_firsts(count, processor, hop, every_phase) for count in num_frames]
+        self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
+        self.firsts = np.concatenate(firsts)
+        self.num_clips = sum(int((ends < n).sum()) for ends, n in zip(self.end_frames, num_frames, strict=True))
 
     @property
     def ends(self) -> np.ndarray:
@@ -129,32 +144,82 @@ class WindowDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row, ends = self.rows[index], self.firsts[index] + self.offsets
-        known = self.end_frames[row]
-        position = np.minimum(np.searchsorted(known, ends), len(known) - 1)
-        exists = known[position] == ends
-        item = {"labels": np.where(exists[:, None], self.labels[row][position], np.float32(IGNORED_LABEL))}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        """The items of a batch, gathered at once: what `DataLoader` asks for where it can."""
+        count, clips = len(indices), len(self.offsets)
+        batch = {"labels": np.full((count, clips, self.labels[0].shape[1]), IGNORED_LABEL, np.float32)}
         for name, rows in self.inputs.items():
-            values = rows[row][position]
-            item[name] = values & exists if name.endswith("_mask") else values.astype(np.float32)
-        return {name: torch.from_numpy(values) for name, values in item.items()}
+            batch[name] = np.empty((count, clips, *rows[0].shape[1:]), rows[0].dtype)
+        for place, index in enumerate(indices):
+            row, ends = self.rows[index], self.firsts[index] + self.offsets
+            known = self.end_frames[row]
+            position = np.minimum(np.searchsorted(known, ends), len(known) - 1)
+            exists = known[position] == ends
+            batch["labels"][place, exists] = self.labels[row][position[exists]]
+            for name, rows in self.inputs.items():
+                batch[name][place] = rows[row][position]
+                if name.endswith("_mask"):
+                    batch[name][place] &= exists
+        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+        return [{name: x[place] for name, x in tensors.items()} for place in range(count)]
 
 
-class WindowSampler(torch.utils.data.Sampler):
+class MediaWindowDataset(torch.utils.data.Dataset):
     """
-    Windows drawn anew for each epoch, the same on every process and in every run with the same seed.
+    Windows of a prepared corpus as the model's inputs from pixels and sound, for end-to-end training: `pixel_values`, what
+    the audio encoder reads, masks and `labels` as of [`WindowDataset`]. Read and cut when asked for.
+    """
+
+    def __init__(self, rows: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
+        self.paths, self.processor = rows["media_path"][:], processor
+        self.times, firsts, self.num_clips = [], [], 0
+        self.frame_labels = [frame_labels(row) for row in rows]
+        for path in self.paths:
+            video = PreparedVideo(path, processor)
+            self.times.append(video.times)
+            firsts.append(window_firsts(video.num_grid_frames, processor, hop, every_phase))
+            self.num_clips += video.num_grid_frames // hop
+        self.offsets = np.arange(processor.num_clips) * processor.span
+        self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
+        self.firsts = np.concatenate(firsts)
+        self._open = None
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_open": None}
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self.firsts[:, None] + self.offsets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if self._open is None:
+            self._open = lru_cache(maxsize=None)(lambda path: PreparedVideo(path, self.processor))
+        row, ends = self.rows[index], self.firsts[index] + self.offsets
+        inputs = self.processor.inputs(self._open(self.paths[row]).window(ends))
+        labels = labels_at(ends, self.times[row], self.frame_labels[row], self.processor.frame_rate)
+        return {**{name: values[0] for name, values in inputs.items()}, "labels": torch.from_numpy(labels)}
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    Items drawn anew for each epoch, the same on every process and in every run with the same seed.
 
     Args:
-        windows: to draw from, without replacement.
-        num_samples: windows of an epoch; left out, as many as hold each clip once, which is the paper's epoch.
-        balanced: every video is as likely as any other, and then every window in it; otherwise every window is.
+        rows (`np.ndarray` of shape `(items,)`): the video of each item, rising.
+        num_samples: items of an epoch, drawn without replacement; left out, all.
+        balanced: every video is as likely as any other, and then every item in it; otherwise every item is.
         seed: of the draws; `set_epoch` gives the next one.
     """
 
-    def __init__(self, windows: WindowDataset, num_samples: int | None = None, balanced: bool = False, seed: int = 0):
-        clips = sum(len(ends) for ends in windows.end_frames)
-        self.num_samples = num_samples or max(1, clips // len(windows.offsets))
-        self.first_of_row = np.searchsorted(windows.rows, np.arange(len(windows.end_frames) + 1))
+    def __init__(self, rows: np.ndarray, num_samples: int | None = None, balanced: bool = False, seed: int = 0):
+        self.num_samples = num_samples or len(rows)
+        self.first_of_row = np.searchsorted(rows, np.arange(rows[-1] + 2))
         self.balanced, self.seed, self.epoch = balanced, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -165,15 +230,12 @@ class WindowSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
+        total = self.first_of_row[-1]
         if self.balanced:
-            row = rng.integers(len(self.first_of_row) - 1, size=self.num_samples)
-            low, high = self.first_of_row[row], self.first_of_row[row + 1]
-            drawn = rng.integers(low, high)
+            filled = np.flatnonzero(np.diff(self.first_of_row))  # a video may have no item
+            row = rng.choice(filled, self.num_samples)
+            drawn = rng.integers(self.first_of_row[row], self.first_of_row[row + 1])
         else:
-            total = self.first_of_row[-1]
             rounds = -(-self.num_samples // total)  # more than there are: all of them, and then again
             drawn = np.concatenate([rng.permutation(total) for _ in range(rounds)])[: self.num_samples]
         yield from drawn.tolist()
-
-
-__all__ = ["ClipDataset", "WindowDataset", "WindowSampler", "labels_at"]

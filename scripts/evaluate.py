@@ -2,6 +2,10 @@
 
 CCC = 2 s_xy / (s_x² + s_y² + (mean_x - mean_y)²), population variances, all videos of the split in one series. Beside it
 what the authors' evaluation code would print: frames that are not annotated count there, and predictions are smoothed.
+
+`--corrupt` says how the model holds when a modality does not. Kinds: missing, wrong (another video's track), shift, noise,
+blur. `--corrupt audio=0.5`: half of the clips without sound. `--corrupt audio:noise=10 --corrupt video:blur=2`: sound with
+noise at 10 dB, and crops blurred by 2 pixels.
 """
 
 import argparse
@@ -12,7 +16,8 @@ from pathlib import Path
 from transformers import AutoModel, AutoProcessor
 
 import jca  # noqa: F401  (registers the model)
-from jca.corpus import SPLITS, CorpusError, load_corpus
+from jca.corpus import SPLITS, load_corpus
+from jca.corruption import parse_corruption
 from jca.evaluation import predict
 from jca.features import extract_features
 from jca.protocol import authors_score, choose_smoothing, report
@@ -30,19 +35,31 @@ def main():
         help='odd number of frames, "paper", or "train": what is best on the training split; none by default',
     )
     parser.add_argument("--cache", default="runs/cache", help="folder in which the encoders' features are kept")
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="MODALITY[:KIND]=AMOUNT",
+        help="of the split that is scored; may be given more than once, and is done in that order",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what --corrupt draws (default: 0)")
     parser.add_argument("--output", help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.smoothing == "train" and arguments.split == "train":
         parser.error("a smoothing chosen on the split that is scored would flatter it")
+    try:
+        corruptions = [parse_corruption(text, arguments.seed) for text in arguments.corrupt]
+    except ValueError as error:
+        parser.error(str(error))
     model, processor = AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)
     names, hop, smoothing = list(model.config.id2label.values()), arguments.hop, arguments.smoothing
 
-    def load(split):
+    def load(split, corruptions=()):
         dataset = load_corpus(arguments.data, split)
-        return dataset, extract_features(dataset, model, processor, hop, arguments.cache)
+        return dataset, extract_features(dataset, model, processor, hop, arguments.cache, corruptions=corruptions)
 
     try:
-        dataset, features = load(arguments.split)
+        dataset, features = load(arguments.split, corruptions)
         if smoothing == "train":
             _, training = load("train")
             training_labels = list(training.with_format("numpy")["labels"])
@@ -51,12 +68,14 @@ def main():
             smoothing = choose_smoothing(
                 predictions, training_labels, times, names=names, frame_rate=processor.frame_rate
             )
-    except CorpusError as error:
+    except ValueError as error:
         sys.exit(str(error))
     labels = list(features.with_format("numpy")["labels"])
     metrics = report(predict(model, features, processor, hop, smoothing), labels, dataset["subject"][:], names)
     authors = authors_score(predict(model, features, processor, hop), labels, names)
     print(f"{arguments.split} of {arguments.data}: {len(dataset)} videos, {metrics['frames']} labelled frames")
+    if corruptions:
+        print(f"corrupted: {', '.join(map(str, corruptions))}; seed {arguments.seed}")
     print(f"smoothing: {smoothing}\n\n| | CCC | MSE | PCC | CCC of a video | CCC of a subject | CCC, authors' code |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
@@ -70,6 +89,7 @@ def main():
     print(f"| mean | {metrics['ccc']:.3f} | | | | | {authors['ccc']:.3f} |")
     if arguments.output:
         settings = {"split": arguments.split, "hop": hop, "smoothing": smoothing}
+        settings["corruptions"] = [vars(corruption) for corruption in corruptions]
         Path(arguments.output).write_text(json.dumps({**metrics, **settings, "authors": authors}, indent=1))
 
 

@@ -60,9 +60,10 @@ def main():
     for row in (row for split in splits for row in load_prepared(arguments.folder, split)):
         for note in row["notes"]:
             print(f"{row['video_id']}: {note}")
-    picture = Path(arguments.folder) / "labels.png"
-    plot_labels({split: load_prepared(arguments.folder, split) for split in splits if split != "test"}, picture)
-    print(f"prepared: {arguments.folder}\npicture: {picture}")
+    print(f"prepared: {arguments.folder}")
+    if labelled := {split: load_prepared(arguments.folder, split) for split in splits if split != "test"}:
+        plot_labels(labelled, Path(arguments.folder) / "labels.png")
+        print(f"picture: {Path(arguments.folder) / 'labels.png'}")
 
 
 if __name__ == "__main__":

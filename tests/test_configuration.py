@@ -16,7 +16,15 @@ def test_defaults_are_the_papers():
     assert config.audio_config.num_channels == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "concat", "modalities": ["audio"]}, {"id2label": {0: "valence"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fusion": "concat", "modalities": ["audio"]},
+        {"id2label": {0: "valence"}},
+        {"temporal": ["joint"], "temporal_layer": "tcn"},
+    ],
+)
 def test_round_trip(tmp_path, changes):
     config = tiny_config(**changes)
     config.save_pretrained(tmp_path)
@@ -25,6 +33,13 @@ def test_round_trip(tmp_path, changes):
     assert loaded.to_diff_dict() == config.to_diff_dict()
     assert type(loaded.video_config) is jca.R2Plus1DConfig
     assert loaded.num_labels == len(config.id2label)
+
+
+def test_lstms_stand_where_a_config_does_not_say_which_layer():
+    """As in those that were saved before there was a choice."""
+    saved = tiny_config(temporal=["video"]).to_diff_dict()
+    assert saved.pop("temporal_layer") == "lstm"
+    assert jca.JCAConfig.from_dict(saved).to_diff_dict() == {**saved, "temporal_layer": "lstm"}
 
 
 def test_saved_config_finds_code_and_task(tmp_path):
@@ -40,6 +55,7 @@ def test_saved_config_finds_code_and_task(tmp_path):
         ({"modalities": ["video"]}, 'needs video and audio.*A unimodal model takes fusion="concat"'),
         ({"modalities": ["text"]}, r"modalities=\['text'\] must be one or both of \['video', 'audio'\]"),
         ({"modalities": []}, "must be one or both"),
+        ({"temporal_layer": "gru"}, "temporal_layer='gru' is not known. Choose one of lstm, tcn"),
         ({"num_clips": 0}, "num_clips=0 must be at least 1"),
         ({"temperature": 0}, "must be above 0"),
         ({"dropout": 1.0}, r"give a value in \[0, 1\)"),

@@ -20,6 +20,7 @@ VARIANTS = {
         "temporal": ["joint"],
     },
     "transformer": {"fusion": "transformer"},
+    "tcn": {"temporal": ["video", "audio", "joint"], "temporal_layer": "tcn"},
 }
 
 

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
 import shutil
+import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,7 +14,7 @@ from media import clapping_video, write_video
 from release import write_crop, write_release
 
 from jca.affwild2 import load_affwild2
-from jca.corpus import ROW, CorpusError, load_corpus, make_dataset, make_row
+from jca.corpus import ROW, CorpusError, load_corpus, make_dataset, make_row, probe_media
 from jca.preparation import PreparedVideo, check_prepared, load_prepared, open_prepared, prepare, video_windows
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor, decode_picture
 
@@ -28,9 +31,9 @@ def folder(release, tmp_path_factory):
     return folder
 
 
-def corpus_of(*paths, labels=None, **columns):
-    labels = np.zeros((10, 2), np.float32) if labels is None else labels
-    return make_dataset([make_row(Path(p).stem, p, labels, 30, **columns) for p in paths], [], "made", "raise")
+def corpus_of(path, **columns):
+    labels = np.zeros((probe_media(path).num_frames, 2), np.float32)
+    return make_dataset([make_row(Path(path).stem, path, labels, 30, **columns)], [], "made", "raise")
 
 
 def test_one_file_for_each_row_and_an_index(release, folder):
@@ -115,7 +118,7 @@ def test_any_clip_is_that_of_the_stream(folder):
         for clip, end in enumerate(window["end_frames"]):
             if end >= video.num_grid_frames:
                 continue
-            buffer = video.clip(int(end))
+            buffer = video.buffer(int(end), int(end))
             crops, face = buffer.clip_crops(int(end), video.num_grid_frames)
             waveform, sound = buffer.clip_waveform(int(end), video.num_grid_frames)
             np.testing.assert_array_equal(crops, window["crops"][clip])
@@ -149,12 +152,13 @@ def test_what_is_there_is_kept_and_what_changed_is_made_anew(release, tmp_path):
     with pytest.raises(CorpusError, match=r"there is no prepared\.json: let scripts/prepare_affwild2\.py end"):
         load_prepared(folder, "train")
     annotation = copy / "VA_Estimation_Challenge/Train_Set/b.txt"
-    annotation.write_text(annotation.read_text().replace("-5,-5", "0.5,0.5"))
+    lines = annotation.read_text().splitlines()
+    annotation.write_text("\n".join([*lines[:5], "0.5,0.5", *lines[6:]]))
     (folder / "train/b.part").write_bytes(b"half a file")
     prepare({"train": load_affwild2(copy, "train")}, folder, tiny_processor())
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("train/*.arrow")}
     assert after["a.arrow"] == before["a.arrow"]
-    assert after["b.arrow"] != before["b.arrow"] or after == before  # -5 is not in the first 100 frames of it
+    assert after["b.arrow"] != before["b.arrow"]
     prepare({"validation": load_affwild2(copy, "validation")}, folder, tiny_processor())
     assert len(load_prepared(folder, "train")) == 2  # another split is added to the index
     (folder / "train/a.arrow").write_bytes(b"")
@@ -206,3 +210,101 @@ def test_another_sampling_rate_and_split_are_refused(folder):
         prepare(
             {"train": make_dataset([make_row("../a", "a.mp4", np.zeros((3, 2)), 30)], [], "x", "raise")}, folder, other
         )
+
+
+def test_rows_stay_with_their_frames_whatever_the_lengths(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 60)
+    for rows in (57, 60, 64):
+        labels = np.stack([np.arange(rows) / 100, -np.arange(rows) / 100], axis=1).astype(np.float32)
+        dataset = make_dataset([make_row("a", path, labels, 30)], [], "made", "raise")
+        prepare({"train": dataset}, tmp_path / "prepared", tiny_processor())
+        (row,) = load_prepared(tmp_path / "prepared", "train")
+        known = min(rows, 60)
+        assert row["num_frames"] == 60
+        np.testing.assert_array_equal(row["valence"][:known], labels[:known, 0])
+        np.testing.assert_array_equal(row["labelled"], np.arange(60) < rows)
+        assert [note.split(":")[0] for note in row["notes"]] == (
+            [] if rows == 60 else [f"{rows} rows are annotated, the video has 60 frames"]
+        )
+
+
+def test_a_video_that_is_cut_off_is_a_problem(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 60)
+    dataset = make_dataset([make_row("a", path, np.zeros((600, 2), np.float32), 30)], [], "made", "raise")
+    with pytest.raises(CorpusError, match="600 rows are annotated, the video has 60 frames: .* cut off"):
+        prepare({"train": dataset}, tmp_path / "prepared", tiny_processor())
+
+
+def test_a_picture_that_is_damaged_keeps_its_place(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3)).astype(np.uint8)
+    path = Path(write_video(tmp_path / "a.mp4", 60, picture=lambda index: noise[index]))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in (packets[20], packets[59]):
+        data[position : position + size] = b"\xff" * size
+    path.write_bytes(data)
+    processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40))
+    prepare({"train": corpus_of(path)}, tmp_path / "prepared", processor)
+    video = PreparedVideo(tmp_path / "prepared/train/a.arrow", processor)
+    assert np.flatnonzero(~video.has_crop).tolist() == [20, 59]
+    np.testing.assert_allclose(video.times, np.arange(60) / 30, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.083, 1.37])
+def test_grid_of_a_video_that_starts_late(start, tmp_path):
+    """What training cuts shows the pictures that serving shows, also where frames lie between two of the grid."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index in range(75):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 3 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * start) + 40 * index, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    processor = tiny_processor()
+    prepare({"train": corpus_of(tmp_path / "a.mkv")}, tmp_path / "prepared", processor)
+    video = PreparedVideo(tmp_path / "prepared/train/a.arrow", processor)
+    for window in processor.windows_of(video.events(), 1, "a"):
+        inside = [end for end in window["end_frames"] if end < video.num_grid_frames]
+        ours = video.window(inside)
+        np.testing.assert_array_equal(ours["crops"], window["crops"][: len(inside)])
+        np.testing.assert_array_equal(ours["waveforms"], window["waveforms"][: len(inside)])
+
+
+def test_what_was_skipped_is_logged(release, tmp_path, caplog):
+    copy = shutil.copytree(release, tmp_path / "release")
+    (copy / "cropped_aligned/a/00007.jpg").write_bytes(b"")
+    prepare({"train": load_affwild2(copy, "train")}, tmp_path / "prepared", tiny_processor(), on_error="skip")
+    assert "a/00007.jpg' can not be read as a picture" in caplog.text
+
+
+def test_a_damaged_file_is_made_again_and_other_subjects_too(release, tmp_path):
+    folder, dataset = tmp_path / "prepared", load_affwild2(release, "train")
+    prepare({"train": dataset}, folder, tiny_processor())
+    whole = (folder / "train/a.arrow").read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    (folder / "train/a.arrow").write_bytes(damaged)
+    prepare({"train": dataset}, folder, tiny_processor())
+    assert (folder / "train/a.arrow").read_bytes() == whole
+    renamed = make_dataset([{**row, "subject": "one and the same"} for row in dataset], [], "made", "raise")
+    prepare({"train": renamed}, folder, tiny_processor())
+    assert set(load_prepared(folder, "train")["subject"]) == {"one and the same"}
+
+
+def test_killed_while_it_prepares_no_file_is_half(release, tmp_path):
+    dataset, whole, folder = load_affwild2(release, "train"), tmp_path / "whole", tmp_path / "killed"
+    prepare({"train": dataset}, whole, tiny_processor())
+    context, rng = multiprocessing.get_context("fork"), np.random.default_rng(0)
+    for _ in range(5):
+        process = context.Process(target=prepare, args=({"train": dataset}, folder, tiny_processor()))
+        process.start()
+        time.sleep(rng.uniform(0.02, 0.15))
+        process.kill()
+        process.join()
+        for path in folder.glob("train/*.arrow"):
+            assert path.read_bytes() == (whole / "train" / path.name).read_bytes()
+    prepare({"train": dataset}, folder, tiny_processor())
+    assert (folder / "prepared.json").read_bytes() == (whole / "prepared.json").read_bytes()

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from jca.affwild2 import load_affwild2
 from jca.features import extract_features
 from jca.preparation import load_prepared, prepare
-from jca.windows import ClipDataset, WindowDataset, WindowSampler, labels_at
+from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowDataset, labels_at
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +124,12 @@ def test_an_epoch_is_drawn_anew_and_the_same_again(hopped):
     windows = WindowDataset(hopped, tiny_processor(), 8, every_phase=True)
 
     def draw(epoch, **options):
-        sampler = WindowSampler(windows, **options)
+        sampler = EpochSampler(windows.rows, **options)
         sampler.set_epoch(epoch)
         assert len(sampler) == len(list(sampler))
         return list(sampler)
 
-    assert len(draw(0)) == sum(len(ends) for ends in hopped["end_frames"]) // 16  # each clip once
+    assert sorted(draw(0)) == list(range(len(windows)))
     assert draw(0, num_samples=40) == draw(0, num_samples=40)
     assert len(set(draw(0, num_samples=len(windows)))) == len(windows)  # without replacement
     others = [draw(1, num_samples=40), draw(0, num_samples=40, seed=1)]
@@ -139,3 +139,36 @@ def test_an_epoch_is_drawn_anew_and_the_same_again(hopped):
     np.testing.assert_allclose(share, 1 / 3, atol=0.04)  # the short video as often as the long ones
     assert len(set(draw(3, num_samples=3000, balanced=True))) == len(windows)
     assert len(draw(0, num_samples=len(windows) + 5)) == len(windows) + 5
+
+
+def test_a_selection_of_features_is_what_is_read(hopped):
+    """Folds select rows: predictions of one video must not meet another's labels."""
+    processor = tiny_processor()
+    whole, part = WindowDataset(hopped, processor, 8), WindowDataset(hopped.select([2, 0]), processor, 8)
+    assert [len(times) for times in part.times] == [150, 640]
+    mine, other = part[len(part) - 1], whole[int(np.flatnonzero(whole.rows == 0)[-1])]
+    for name in mine:
+        assert torch.equal(mine[name], other[name])
+
+
+def test_a_clip_that_is_not_there_is_masked(hopped):
+    windows = WindowDataset(hopped, tiny_processor(), 8)
+    last = windows[int(np.flatnonzero(windows.rows == 2)[-1])]  # of 150 frames: 5 clips of 16
+    beyond = windows.ends[np.flatnonzero(windows.rows == 2)[-1]] >= 150 + 32
+    for name in ("video_mask", "audio_mask"):
+        assert not last[name][beyond].any()
+    assert (last["labels"][beyond] == -5).all()
+
+
+def test_windows_of_media_are_those_of_their_features(prepared, hopped):
+    processor, model = tiny_processor(), tiny_model()
+    media, kept = MediaWindowDataset(prepared, processor, 8), WindowDataset(hopped, processor, 8)
+    assert len(media) == len(kept)
+    np.testing.assert_array_equal(media.ends, kept.ends)
+    for index in (0, 5, len(kept) - 1):
+        item = media[index]
+        inputs = {name: x[None] for name, x in item.items() if name != "labels"}
+        with torch.no_grad():
+            theirs = model(**{name: x[None] for name, x in kept[index].items() if name != "labels"}).logits
+            torch.testing.assert_close(model(**inputs).logits, theirs, atol=3e-3, rtol=0)
+        assert torch.equal(item["labels"], kept[index]["labels"])
