@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -30,7 +32,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     """
     path = folder / f"step-{step:08d}"
     part = path.with_suffix(".part")
-    try:
+    with saving(path, folder):
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
@@ -47,12 +49,22 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
             for old in _steps(folder)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
+
+
+@contextmanager
+def saving(path: Path, checkpoints: Path) -> Iterator[None]:
+    """
+    Raises:
+        CheckpointError: if what is done in it fails, naming `path` and the last good one of `checkpoints`.
+    """
+    try:
+        yield
     except Exception as error:  # of the system, or PyTorch's and safetensors' own for a full disk
-        kept = _steps(folder)
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is none before it"
+        kept = _steps(checkpoints)
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
         raise CheckpointError(
-            f"The checkpoint {path} could not be written ({error}); {last}. Make room or see to the rights, and start the "
-            "same command again: it goes on from there."
+            f"{path} could not be written ({error}); {last}. Make room or see to the rights, and start the same command "
+            "again: it goes on from there."
         ) from error
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -27,7 +28,7 @@ from transformers.utils import logging
 
 from configuration_jca import JCAConfig
 from jca.augmentation import make_augmentation
-from jca.checkpoints import CheckpointError, latest_checkpoint, save_checkpoint
+from jca.checkpoints import CheckpointError, latest_checkpoint, save_checkpoint, saving
 from jca.evaluation import evaluate, outputs, score_windows
 from jca.features import extract_features
 from jca.metrics import score
@@ -98,13 +99,17 @@ def fit(
     Raises:
         CheckpointError: if the folder can not be written.
         FloatingPointError: if the loss is no number.
-        ValueError: if checkpoints of other arguments are there.
+        ValueError: if checkpoints of other arguments are there, if the tracker is not known or not installed, or if the
+            backend can not do what the arguments say.
     """
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
+    if log_with:
+        _check_tracker(log_with)
     accelerator = Accelerator(
         log_with=log_with, project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "logs"))
     )
+    _check_backend(accelerator, arguments)
     if accelerator.is_main_process:
         _make_folder(folder, checkpoints, resume)
     accelerator.wait_for_everyone()
@@ -133,9 +138,9 @@ def fit(
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
     steps = per_epoch * arguments.num_epochs
-    schedule = accelerator.prepare(_schedule(optimizer, groups, steps, per_epoch, arguments, accelerator.num_processes))
+    schedule = _schedule(optimizer, groups, steps, per_epoch, arguments)
     progress = Progress(vars(arguments))
-    accelerator.register_for_checkpointing(progress)
+    accelerator.register_for_checkpointing(progress, schedule)
     if resume and (path := latest_checkpoint(checkpoints)):
         _load(accelerator, path, progress, arguments)
         accelerator.print(f"{folder}: going on after step {progress.step} of {steps}.")
@@ -146,20 +151,24 @@ def fit(
     bar = tqdm(total=steps, initial=progress.step, desc=folder.name, disable=not accelerator.is_main_process)
     while progress.step < steps and not _is_patient_no_more(progress, arguments):
         epoch, done = divmod(progress.step, per_epoch)
+        rest = skip_first_batches(loader, done * arguments.gradient_accumulation_steps) if done else loader
         sampler.set_epoch(epoch)
+        rest.set_epoch(epoch)  # a loader that skips would count its epochs from 0, and tell the sampler
+        batches = iter(rest)
         model.train()
-        batches = iter(skip_first_batches(loader, done * arguments.gradient_accumulation_steps) if done else loader)
         losses = []
         for _ in range(done, per_epoch):
+            parts = list(itertools.islice(batches, arguments.gradient_accumulation_steps))
+            # after them: a loader that begins draws a number, and a run that goes on begins elsewhere
             torch.manual_seed(_step_seed(seed, progress.step, accelerator.process_index))
-            micro = [augment(batch) for batch in itertools.islice(batches, arguments.gradient_accumulation_steps)]
-            losses.append(backward(accelerator, model, micro, arguments.whole_batch_gradient))
+            parts = [augment(batch) for batch in parts]
+            losses.append(backward(accelerator, model, parts, arguments.whole_batch_gradient))
             accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if average is not None:
-                average.update_parameters(accelerator.unwrap_model(model))
+                average.update_parameters(accelerator.unwrap_model(model, keep_torch_compile=False))
             progress.step += 1
             bar.update()
             if progress.step % LOG_STEPS == 0 or progress.step % per_epoch == 0:
@@ -222,22 +231,26 @@ def backward(
         total = 0.0
         for index, batch in enumerate(batches):
             with _sync_last(accelerator, model, index, batches):
-                loss = model(**batch).loss / len(batches)
+                loss = ccc_loss(_logits(model, batch), batch["labels"]) / len(batches)
                 accelerator.backward(loss)
             total = total + loss.detach()
         return total
     labels = [batch["labels"] for batch in batches]
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():  # the second pass draws the same numbers
-        logits = [model(**{name: x for name, x in batch.items() if name != "labels"}).logits for batch in batches]
+        logits = [_logits(model, batch) for batch in batches]
     logits = [x.detach().float().requires_grad_() for x in logits]
     loss = ccc_loss(torch.cat(logits), torch.cat(labels))
     gradients = torch.autograd.grad(loss, logits)
     for index, (batch, gradient) in enumerate(zip(batches, gradients, strict=True)):
         with _sync_last(accelerator, model, index, batches):
-            again = model(**{name: x for name, x in batch.items() if name != "labels"}).logits
-            accelerator.backward((again.float() * gradient).sum())
+            accelerator.backward((_logits(model, batch).float() * gradient).sum())
     return loss.detach()
+
+
+def _logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """FSDP would round labels and loss to its precision, so that they stay outside of the model."""
+    return model(**{name: x for name, x in batch.items() if name != "labels"}).logits
 
 
 def _sync_last(accelerator: Accelerator, model: torch.nn.Module, index: int, batches: list):
@@ -270,13 +283,13 @@ def parameter_groups(model: JCAModel, arguments: StageArguments) -> list[dict]:
     return [*groups, {"params": rest, "lr": arguments.learning_rate, "release": 0}]
 
 
-def _schedule(optimizer, groups, steps, per_epoch, arguments, processes):
+def _schedule(optimizer, groups, steps, per_epoch, arguments):
     """Warm-up and cosine decay for each group, from the epoch in which it is released on. A group that is not yet has a rate
-    of 0 rather than no gradients, which processes that train together would not agree on."""
+    of 0 rather than no gradients, which processes that train together would not agree on. Accelerate does not prepare it: it
+    would advance once for each process, but under DeepSpeed once."""
     warmup = round(steps * arguments.warmup_ratio)
 
-    def rate(advanced: int, start: int) -> float:
-        step = advanced / processes  # the prepared schedule advances once for each process
+    def rate(step: int, start: int) -> float:
         if step < start:
             return 0.0
         if step < warmup:
@@ -307,6 +320,36 @@ def _is_patient_no_more(progress: Progress, arguments: StageArguments) -> bool:
 
 def _ccc(metrics: dict | None) -> str:
     return "-" if metrics is None else f"{metrics['ccc']:.3f}"
+
+
+def _check_tracker(name: str) -> None:
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"log_with={name!r} is no tracker. Give one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+    if name not in [str(tracker) for tracker in get_available_trackers()]:  # Accelerate would go on without
+        raise ValueError(f"log_with={name!r}, and {name} is not installed: pip install {name.replace('_', '-')}.")
+
+
+def _check_backend(accelerator: Accelerator, arguments: StageArguments) -> None:
+    backend = accelerator.distributed_type
+    if backend in (DistributedType.FSDP, DistributedType.DEEPSPEED) and arguments.ema_decay is not None:
+        raise ValueError(
+            f"ema_decay={arguments.ema_decay}: an average needs whole weights on each process, and {backend.value} shares "
+            "them out. Leave ema_decay out, or train with recipes/accelerate/ddp_2gpu.yaml."
+        )
+    if backend != DistributedType.DEEPSPEED:
+        return
+    if arguments.gradient_accumulation_steps > 1 or arguments.whole_batch_gradient:
+        raise ValueError(
+            f"gradient_accumulation_steps={arguments.gradient_accumulation_steps}, whole_batch_gradient="
+            f"{arguments.whole_batch_gradient}: DeepSpeed counts the batches of a step itself. Leave both out, or train "
+            "with recipes/accelerate/fsdp2.yaml."
+        )
+    clipping = accelerator.state.deepspeed_plugin.deepspeed_config.get("gradient_clipping", 0.0)
+    if clipping != arguments.max_grad_norm:
+        raise ValueError(
+            f"max_grad_norm={arguments.max_grad_norm}: DeepSpeed clips by its own gradient_clipping, which is {clipping}. "
+            "Write the same in both."
+        )
 
 
 def _make_folder(folder: Path, checkpoints: Path, resume: bool) -> None:
@@ -340,18 +383,26 @@ def _difference(before: dict, arguments: StageArguments) -> str:
 
 def _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor) -> None:
     """Validate, remember, and keep the weights if they are the best."""
-    plain = accelerator.unwrap_model(model) if average is None else average.module
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False) if average is None else average.module
     pictures = folder / "pictures" / f"epoch-{epoch:03d}.png" if accelerator.is_main_process else None
     metrics = {"epoch": epoch, **validate(plain, pictures)}
     progress.history.append(metrics)
     accelerator.log({f"validation/{name}": x for name, x in metrics.items() if isinstance(x, float)}, progress.step)
     if progress.best is None or metrics["ccc"] > progress.best["ccc"]:
         progress.best = metrics
-        # sharded weights are gathered by all processes
-        state = accelerator.get_state_dict(model) if average is None else average.module.state_dict()
+        # sharded weights are gathered by all processes; a compiled model would give them other names
+        whole = getattr(model, "_orig_mod", model)
+        state = accelerator.get_state_dict(whole) if average is None else average.module.state_dict()
         if accelerator.is_main_process:
-            plain.save_pretrained(folder, state_dict=state)
-            processor.save_pretrained(folder)
+            with torch.device("meta"):  # FSDP made the class of the trained one its own, whose files would be saved
+                plain = JCAModel(plain.config)
+            with saving(folder, folder / "checkpoints"):
+                part = folder / "best.part"  # a run that stops meanwhile leaves the former whole
+                plain.save_pretrained(part, state_dict=state)
+                processor.save_pretrained(part)
+                for path in part.iterdir():
+                    path.replace(folder / path.name)
+                part.rmdir()
 
 
 def _write(path: Path, content: dict) -> None:

@@ -1,19 +1,30 @@
+import itertools
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from conftest import TINY, tiny_model, tiny_processor
+from processes import run
 from release import write_release
 from safetensors.torch import load_file
 
 from jca.affwild2 import load_affwild2
+from jca.checkpoints import CheckpointError, latest_checkpoint
 from jca.preparation import prepare
-from jca.training import StageArguments, fit, load_recipe, train_encoder, train_fusion
+from jca.recipes import StageArguments, load_recipe
+from jca.training import backward, fit, parameter_groups, train_encoder, train_fusion
 
 
 @pytest.fixture(scope="module")
@@ -51,55 +62,292 @@ def test_three_stages_learn_what_face_and_voice_carry(recipe):
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert train_fusion(recipe) == folder  # what has ended is not trained again
     assert (folder / "metrics.json").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="joint_cross_attention was trained with .* remove the folder or name another"):
+    with pytest.raises(
+        ValueError,
+        match="fusion was trained with num_epochs=10, and the recipe now says num_epochs=3: remove the folder or name",
+    ):
         train_fusion(replace(recipe, fusion=replace(recipe.fusion, num_epochs=3)))
 
 
 def toy(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(40, 16, 8, generator=generator)
-    return [{"video_features": v, "audio_features": v.flip(1), "labels": v[:, :2].tanh()} for v in x]
+    x, mask = torch.randn(40, 16, 8, generator=generator), torch.ones(16, dtype=torch.bool)
+    masks = {"video_mask": mask, "audio_mask": mask}
+    return [{"video_features": v, "audio_features": v.flip(1), "labels": v[:, :2].tanh(), **masks} for v in x]
 
 
-def train_toy(folder, stop_after=None):
-    calls = 0
+def train_toy(folder, validate=None, **changes):
+    """Epochs of five steps with dropout; what they score is a function of the weights."""
+    arguments = StageArguments(**{"learning_rate": 0.01, "batch_size": 8, "num_epochs": 4, **changes})
+    model = tiny_model(dropout=0.3)
+    model.freeze_encoders()
+    return fit(model, toy(), validate or moved, arguments, folder, tiny_processor(), seed=3)
 
-    def validate(model):
-        nonlocal calls
-        calls += 1
-        if calls == stop_after:
+
+def moved(model, pictures):
+    """How far the weights are from the first ones: the last epoch is the best."""
+    start = tiny_model().state_dict()
+    return {"ccc": sum(float((p.detach() - start[name]).abs().sum()) for name, p in model.named_parameters())}
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def equal(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+HARD = {
+    "gradient_accumulation_steps": 2,
+    "save_steps": 1,
+    "ema_decay": 0.9,
+    "modality_dropout": 0.3,
+    "feature_noise": 0.1,
+}
+
+
+def newest(folder):
+    return max([int(path.name[5:]) for path in (folder / "checkpoints").glob("step-????????")], default=0)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_any_step_it_ends_with_the_same_weights(world, tmp_path):
+    """In the middle of an epoch, with accumulation, dropout and augmentation, while a checkpoint is written: bit for bit."""
+    settings = {**HARD, "batch_size": 4 // world, "num_epochs": 3}  # five steps an epoch
+    train = partial(train_toy, **settings)
+    assert run(train, tmp_path / "whole", world=world) == [0] * world
+    rng, killed, folder = np.random.default_rng(world), 0, tmp_path / "killed"
+    while True:
+        target, delay = newest(folder) + int(rng.integers(1, 4)), rng.uniform(0, 0.03)
+
+        def reached(target=target, delay=delay):
+            time.sleep(delay)
+            return newest(folder) >= target
+
+        codes = run(train, folder, world=world, kill_when=reached)
+        if codes == [0] * world:
+            break
+        killed += 1
+    assert killed >= 3
+    assert equal(weights(folder), weights(tmp_path / "whole"))
+    whole, stopped = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed"))
+    assert stopped["history"] == whole["history"]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_another_seed_ends_elsewhere(tmp_path):
+    """The comparison above is not one of weights that nothing moves."""
+    train_toy(tmp_path / "a", num_epochs=1)
+    fit(
+        tiny_model(dropout=0.3),
+        toy(),
+        lambda model, pictures: {"ccc": 0.0},
+        StageArguments(learning_rate=0.01, batch_size=8, num_epochs=1),
+        tmp_path / "b",
+        tiny_processor(),
+        seed=4,
+    )
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def stop_at(count):
+    calls = itertools.count(1)
+
+    def validate(model, pictures):
+        if next(calls) == count:
             raise KeyboardInterrupt
-        return {"ccc": -model.regressors[0].fc2.weight.abs().sum().item()}
+        return moved(model, pictures)
 
-    arguments = StageArguments(learning_rate=0.01, batch_size=8, num_epochs=4)
-    return fit(tiny_model(dropout=0.3), toy(), validate, arguments, folder, tiny_processor(), seed=3)
+    return validate
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path):
+def test_a_torn_checkpoint_is_passed_over(tmp_path, caplog):
     train_toy(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_toy(tmp_path / "stopped", stop_after=3)
-    assert not (tmp_path / "stopped/metrics.json").exists()
-    result = train_toy(tmp_path / "stopped")
-    assert [entry["epoch"] for entry in result["history"]] == [0, 1, 2, 3]
-    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
-    assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
-    assert not (tmp_path / "stopped/state").exists()
+        train_toy(tmp_path / "torn", stop_at(4))
+    checkpoints = tmp_path / "torn/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000010", "step-00000015"]
+    (checkpoints / "step-00000015/model.safetensors").write_bytes(b"")
+    (checkpoints / "step-00000020.part").mkdir()
+    assert latest_checkpoint(checkpoints).name == "step-00000010"
+    assert "step-00000015 is not complete (model.safetensors is missing or cut off)" in caplog.text
+    assert "step-00000020.part was not written to its end" in caplog.text
+    train_toy(tmp_path / "torn")
+    assert equal(weights(tmp_path / "torn"), weights(tmp_path / "whole"))
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, stop_at(2))
+    with pytest.raises(
+        ValueError, match=r"was trained with learning_rate=0\.01, and the recipe now says learning_rate=0\.1"
+    ):
+        train_toy(tmp_path, learning_rate=0.1)
+    arguments = StageArguments(learning_rate=0.1, batch_size=8, num_epochs=1)
+    result = fit(
+        tiny_model(), toy(), lambda model, pictures: {"ccc": 0.0}, arguments, tmp_path, tiny_processor(), resume=False
+    )
+    assert len(result["history"]) == 1
+
+
+def train_on_a_full_disk(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # what the system says is that of a full disk
+    try:
+        train_toy(folder)
+    except CheckpointError as error:
+        (folder / "said.txt").write_text(str(error))
+
+
+def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, stop_at(2))
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
+    assert run(train_on_a_full_disk, tmp_path) == [0]
+    said = (tmp_path / "said.txt").read_text()
+    assert "could not be written ([Errno 27] File too large" in said
+    assert "the last good checkpoint is" in said
+    assert "step-00000005. Make room or see to the rights, and start the same command again" in said
+    assert {path: path.read_bytes() for path in before} == before
+    train_toy(tmp_path)
+    train_toy(tmp_path / "whole")
+    assert equal(weights(tmp_path), weights(tmp_path / "whole"))
+
+
+def train_without_rights(folder):
+    if os.getuid() == 0:
+        os.setuid(65534)  # root may write everywhere
+    try:
+        train_toy(folder / "run")
+    except CheckpointError as error:
+        os.write(1, str(error).encode())
+        os._exit(7)
+
+
+def test_a_folder_that_can_not_be_written_is_said_at_once(tmp_path, capfd):
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o555)
+    assert run(train_without_rights, tmp_path) == [7]
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(0o755)
+    said = capfd.readouterr().out
+    assert "run can not be written" in said
+    assert "name another output_dir, or see to its rights" in said
+
+
+def test_ctrl_c_ends_with_a_word_and_a_checkpoint(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    content["output_dir"], content["video"]["num_epochs"] = str(tmp_path / "run"), 1000
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    script = Path(__file__).parents[1] / "scripts/train.py"
+    command = [sys.executable, str(script), str(tmp_path / "recipe.yaml"), "--stage", "video"]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    checkpoints = tmp_path / "run/seed-0/video_encoder/checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("step-????????")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors[-2000:]
+    assert "Stopped. The same command goes on from the newest checkpoint." in errors
+    assert "Traceback" not in errors
+    assert latest_checkpoint(checkpoints) is not None
 
 
 def test_the_best_epoch_is_kept(tmp_path):
-    scores = iter([0.1, 0.5, 0.3])
-    weights = []
+    scores, seen = iter([0.1, 0.5, 0.3]), []
 
-    def validate(model):
-        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    def validate(model, pictures):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"ccc": next(scores)}
 
-    arguments = StageArguments(learning_rate=0.01, batch_size=8, num_epochs=3)
-    result = fit(tiny_model(), toy(), validate, arguments, tmp_path, tiny_processor())
+    result = train_toy(tmp_path, validate, num_epochs=3)
     assert result["best"]["epoch"] == 1
-    saved = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in saved.items())
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_early_stopping(tmp_path):
+    scores = iter([0.1, 0.5, 0.3, 0.4, 0.2, 0.9])
+    result = train_toy(tmp_path, lambda model, pictures: {"ccc": next(scores)}, num_epochs=6, patience=3)
+    assert [entry["ccc"] for entry in result["history"]] == [0.1, 0.5, 0.3, 0.4, 0.2]
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
+    rising = itertools.count()
+    train_toy(tmp_path / "plain", lambda model, pictures: {"ccc": float(next(rising))}, num_epochs=2)
+    train_toy(tmp_path / "slow", lambda model, pictures: {"ccc": float(next(rising))}, num_epochs=2, ema_decay=0.99)
+    start = dict(tiny_model().state_dict())
+    distance = {
+        name: sum(float((tensor - start[key]).abs().sum()) for key, tensor in weights(tmp_path / name).items())
+        for name in ("plain", "slow")
+    }
+    assert 0 < distance["slow"] < 0.6 * distance["plain"]
+
+
+def test_the_metrics_file_says_where_its_numbers_come_from(tmp_path):
+    result = train_toy(tmp_path, num_epochs=1)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    assert {"time", "commit", "versions", "hardware", "seed", "processes", "seconds", "arguments"} <= set(result)
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_gradient_of_a_whole_accumulated_batch():
+    """Of two passes over its parts as of one pass over all of it; what the mean of the parts' losses gives is another."""
+    batches = [torch.utils.data.default_collate(toy()[i : i + 4]) for i in (0, 4, 8)]
+    batches[1]["labels"][:] = -5  # a part without any label
+    batches[2]["labels"][1, 3:] = -5
+    together = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    accelerator, gradients = Accelerator(), {}
+    for name, parts, whole in (("one", [together], False), ("whole", batches, True), ("mean", batches, False)):
+        model = tiny_model()
+        loss = backward(accelerator, model, parts, whole)
+        gradients[name] = [loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+    assert len(gradients["one"]) == len(gradients["whole"]) > 5
+    assert all((a - b).abs().max() <= 1e-6 for a, b in zip(gradients["one"], gradients["whole"], strict=True))
+    assert abs(gradients["one"][0] - gradients["mean"][0]) > 0.01
+    model = tiny_model(dropout=0.5).train()
+    torch.manual_seed(0)
+    first = backward(accelerator, model, batches, True)
+    noise = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    torch.manual_seed(0)
+    assert torch.equal(first, backward(accelerator, model, batches, True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(noise, [p.grad for p in model.parameters() if p.grad is not None], strict=True)
+    )
+
+
+def test_blocks_of_the_encoders_are_released_one_after_the_other(tmp_path):
+    arguments = StageArguments(
+        learning_rate=0.1, encoder_learning_rate=0.01, unfreeze_every=1, num_epochs=3, batch_size=4
+    )
+    groups = parameter_groups(tiny_model(), arguments)
+    assert {group["lr"] for group in groups[:-1]} == {0.01}
+    assert groups[-1]["lr"] == 0.1
+    assert sum(len(group["params"]) for group in groups) == len(list(tiny_model().parameters()))
+    model = tiny_model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, arguments)
+    released = {names[id(p)]: group["release"] for group in groups for p in group["params"]}
+    assert max(released.values()) > 1
+    batch = {
+        "pixel_values": torch.randn(8, 16, 8, 3, 16, 16),
+        "input_features": torch.randn(8, 16, 64, 30),
+        "labels": torch.rand(8, 16, 2),
+    }
+    data, seen = [{name: x[i] for name, x in batch.items()} for i in range(8)], []
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def validate(model, pictures):
+        seen.append({name for name, p in model.named_parameters() if not torch.equal(p, start[name])})
+        return {"ccc": 0.0}
+
+    fit(model, data, validate, arguments, tmp_path, tiny_processor())
+    for epoch, moved in enumerate(seen):
+        assert {name for name in moved if released[name] > epoch} == set()
+        assert {name for name, release in released.items() if release == epoch} & moved
+    assert len(seen[0]) < len(seen[1]) < len(seen[2])
 
 
 def test_command_line_under_accelerate_in_bf16(recipe, tmp_path):
@@ -113,7 +361,7 @@ def test_command_line_under_accelerate_in_bf16(recipe, tmp_path):
     command = [sys.executable, *launch, "--mixed_precision=bf16", "--cpu", str(script), str(tmp_path / "recipe.yaml")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    folder = tmp_path / "run/seed-0/joint_cross_attention"
+    folder = tmp_path / "run/seed-0/fusion"
     assert f"fusion: {folder}" in run.stdout
     assert json.loads((folder / "metrics.json").read_text())["mixed_precision"] == "bf16"
 
@@ -121,7 +369,7 @@ def test_command_line_under_accelerate_in_bf16(recipe, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     arguments = StageArguments(learning_rate=1e30, batch_size=8, warmup_ratio=0)
     with pytest.raises(FloatingPointError, match="the loss is nan. Lower the learning rate"):
-        fit(tiny_model(), toy(), lambda model: {"ccc": 0.0}, arguments, tmp_path, tiny_processor())
+        fit(tiny_model(), toy(), lambda model, pictures: {"ccc": 0.0}, arguments, tmp_path, tiny_processor())
 
 
 LOSS = """
@@ -197,5 +445,5 @@ def test_bad_recipes_name_file_section_and_key(recipe, tmp_path):
 
 
 def test_fusion_before_its_encoders_is_refused(recipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no trained video encoder: train the stage 'video' first"):
+    with pytest.raises(FileNotFoundError, match="holds no trained video encoder, .* train the stage 'video' first"):
         train_fusion(replace(load_recipe(recipe), output_dir=str(tmp_path)))
