@@ -10,16 +10,17 @@ import yaml
 from conftest import TINY, tiny_model, tiny_processor
 from datasets import Array2D, Dataset, Features, List, Value
 from release import write_release
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoProcessor, pipeline, set_seed
 
 from jca import JCAModel
 from jca.affwild2 import load_affwild2
 from jca.evaluation import evaluate
 from jca.features import extract_features
 from jca.preparation import load_prepared, prepare
-from jca.recipes import StageArguments, load_recipe
+from jca.recipes import StageArguments, build_model, load_recipe
 from jca.training import fit, train_encoder
 from jca.windows import WindowDataset
+from modeling_jca import ccc_loss
 
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +62,17 @@ def kept_features(seed: int, num_videos: int, num_frames: int = 900) -> Dataset:
     return Dataset.from_list(rows, features=features)
 
 
-def frozen_model(losses: list) -> JCAModel:
-    """Each loss in training is added to `losses`."""
+def frozen_model(batches: list | None = None) -> JCAModel:
+    """Logits and labels, where given, of each batch that is trained on are added to `batches`."""
     model = tiny_model(dropout=0.0)
     model.freeze_encoders()
-    model.register_forward_hook(lambda module, _, out: losses.append(out.loss.item()) if module.training else None)
+
+    def keep(model, _, inputs, out):
+        if model.training:
+            batches.append((out.logits.detach(), inputs.get("labels")))
+
+    if batches is not None:
+        model.register_forward_hook(keep, with_kwargs=True)
     return model
 
 
@@ -81,12 +88,12 @@ def test_trainer_and_fit_are_the_same_training(tmp_path, changes, epochs):
     """Losses, scores, choice of the epoch and weights: this fails for another order of windows, another rate, decay of other
     parameters, and accumulated gradients that are scaled otherwise."""
     train, selected, processor = kept_features(0, 4), kept_features(1, 2), tiny_processor()
-    common = {"learning_rate": 0.02, "weight_decay": 0.3, "max_grad_norm": 0.1, "warmup_ratio": 0.25}
+    common = {"learning_rate": 0.02, "weight_decay": 0.3, "max_grad_norm": 0.6, "warmup_ratio": 0.25}
     common |= {"batch_size": 8, "num_epochs": 4, "samples_per_epoch": 30}
     stage = StageArguments(**{**common, **changes})
-    losses, again = [], []
+    batches, again = [], []
     result = fit(
-        frozen_model(losses),
+        frozen_model(batches),
         WindowDataset(train, processor, HOP, every_phase=True),
         lambda model, _: evaluate(model, selected, processor, HOP),
         stage,
@@ -98,7 +105,16 @@ def test_trainer_and_fit_are_the_same_training(tmp_path, changes, epochs):
     start = {name: tensor.cpu().clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.train()
     assert len(result["history"]) == epochs
-    np.testing.assert_allclose(again, losses, rtol=0, atol=1e-4)
+    assert len(again) == len(batches)
+    assert all((x - y).abs().max() <= 1e-4 for (x, _), (y, _) in zip(again, batches, strict=True))
+    losses = [ccc_loss(x, labels).item() for (x, _), (_, labels) in zip(batches, again, strict=True)]
+    parts = stage.gradient_accumulation_steps
+    steps = [
+        [np.mean(epoch[i : i + parts]) for i in range(0, len(epoch), parts)]
+        for epoch in np.split(np.array(losses), epochs)
+    ]
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    np.testing.assert_allclose(logged, np.mean(steps, axis=1), rtol=0, atol=1e-4)
     scores = [entry["eval_ccc"] for entry in trainer.state.log_history if "eval_ccc" in entry]
     np.testing.assert_allclose(scores, [entry["ccc"] for entry in result["history"]], rtol=0, atol=1e-4)
     expected, moved = JCAModel.from_pretrained(tmp_path / "fit").state_dict(), 0
@@ -111,7 +127,7 @@ def test_trainer_and_fit_are_the_same_training(tmp_path, changes, epochs):
 def test_a_batch_is_augmented_as_the_recipe_says(tmp_path):
     train, processor = kept_features(0, 2), tiny_processor()
     stage = StageArguments(batch_size=8, samples_per_epoch=8, modality_dropout=1.0)
-    trainer = FusionTrainer(frozen_model([]), train, train, processor, HOP, stage, tmp_path)
+    trainer = FusionTrainer(frozen_model(), train, train, processor, HOP, stage, tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     shown = torch.stack([(batch[f"{modality}_mask"] != 0).any(dim=1) for modality in ("video", "audio")])
     assert (shown.sum(dim=0) == 1).all()
@@ -121,7 +137,7 @@ def test_a_batch_is_augmented_as_the_recipe_says(tmp_path):
 def test_what_trainer_can_not_do_is_refused(tmp_path, changes):
     train, processor = kept_features(0, 1), tiny_processor()
     with pytest.raises(ValueError, match=r"ema_decay=.*whole_batch_gradient=.*: Trainer has neither, leave them out"):
-        FusionTrainer(frozen_model([]), train, train, processor, HOP, StageArguments(**changes), tmp_path)
+        FusionTrainer(frozen_model(), train, train, processor, HOP, StageArguments(**changes), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +174,13 @@ def test_the_example_saves_what_the_pipeline_opens(recipe, tmp_path):
     rows = load_prepared(recipe.parent / "prepared", "validation")
     features = extract_features(rows, model, processor, HOP, recipe.parent / "run/cache")
     assert evaluate(model, features, processor, HOP)["ccc"] == pytest.approx(metrics["eval_ccc"], abs=1e-4)
-    assert len(list((recipe.parent / "run/cache").iterdir())) == 1  # the encoders are those of the stages before
+    set_seed(0)
+    untrained = build_model(load_recipe(recipe)).regressors[0].fc2.weight
+    assert (model.regressors[0].fc2.weight - untrained).abs().max() > 1e-3
+    for modality in ("video", "audio"):
+        before = JCAModel.from_pretrained(recipe.parent / f"run/seed-0/{modality}_encoder").state_dict()
+        encoder = {name: tensor for name, tensor in before.items() if name.startswith(f"{modality}_encoder.")}
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in encoder.items())
     predictions = pipeline("audio-visual-emotion", model=str(tmp_path))(str(recipe.parent / "corpus/batch1/x.mp4"))
     assert len(predictions) == 560
     assert {"time", "valence", "arousal"} <= predictions[0].keys()

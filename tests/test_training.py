@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 
 from jca.affwild2 import load_affwild2
 from jca.checkpoints import CheckpointError, latest_checkpoint
+from jca.corpus import make_dataset
 from jca.preparation import prepare
-from jca.recipes import StageArguments, load_recipe
-from jca.training import backward, fit, parameter_groups, train_encoder, train_fusion
+from jca.recipes import StageArguments, build_model, load_recipe, load_splits
+from jca.training import backward, fit, parameter_groups, train_encoder, train_end_to_end, train_fusion
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def recipe(tmp_path_factory):
         "video": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 6},
         "audio": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 14},
         "fusion": {"learning_rate": 0.01, "batch_size": 16, "num_epochs": 10, "samples_per_epoch": 150},
+        "end_to_end": {"learning_rate": 1e-4, "batch_size": 4, "num_epochs": 1, "samples_per_epoch": 8},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
     return folder / "recipe.yaml"
@@ -62,6 +64,17 @@ def test_three_stages_learn_what_face_and_voice_carry(recipe):
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert train_fusion(recipe) == folder  # what has ended is not trained again
     assert (folder / "metrics.json").stat().st_mtime_ns == before
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["reported"]["ccc"] == pytest.approx(metrics["best"]["ccc"], abs=1e-6)
+    assert metrics["selected_by"] == metrics["reported_on"] == "validation"  # and it says so
+    assert len(list((folder / "pictures").glob("epoch-*.png"))) == 10
+    assert train_end_to_end(recipe) == folder.parent / "end_to_end"
+    whole = json.loads((folder.parent / "end_to_end/metrics.json").read_text())
+    assert whole["reported"]["ccc"] > metrics["reported"]["ccc"] - 0.05
+    before, after = weights(folder), weights(folder.parent / "end_to_end")
+    assert any(
+        not torch.equal(before[name], after[name]) for name in before if "video_encoder" in name and "conv" in name
+    )
     with pytest.raises(
         ValueError,
         match="fusion was trained with num_epochs=10, and the recipe now says num_epochs=3: remove the folder or name",
@@ -442,6 +455,63 @@ def test_bad_recipes_name_file_section_and_key(recipe, tmp_path):
         load_recipe(write(model={"fusions": "concat"}))
     with pytest.raises(ValueError, match=r"section data: the key root is needed"):
         load_recipe(write(data={}))
+
+
+def test_options_of_other_stages_are_refused(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    for section, name in (("fusion", "augment_crops"), ("video", "modality_dropout"), ("audio", "unfreeze_every")):
+        changed = {**content, section: {**content[section], name: 1}}
+        (tmp_path / "bad.yaml").write_text(yaml.safe_dump(changed))
+        with pytest.raises(ValueError, match=rf"bad\.yaml, section {section}: {name} is an option of"):
+            load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**content, "fusion": {"learning_rate": "1e-3"}}))
+    with pytest.raises(
+        ValueError, match=r"section fusion: learning_rate is '1e-3' and must be a number, such as 0\.001"
+    ):
+        load_recipe(tmp_path / "bad.yaml")
+
+
+def test_splits_that_share_a_subject_are_refused(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    corpus = Path(content["data"]["root"]).parent / "corpus"
+    rows = {split: load_affwild2(corpus, split).select([0]) for split in ("train", "validation")}
+    shared = {
+        split: make_dataset([{**row, "subject": "the same"} for row in part], [], "made", "raise")
+        for split, part in rows.items()
+    }
+    prepare(shared, tmp_path / "prepared", tiny_processor())
+    content["data"]["root"] = str(tmp_path / "prepared")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"recipe\.yaml, section data, key root, .* share subject \['the same'\]"):
+        load_splits(load_recipe(tmp_path / "recipe.yaml"))
+
+
+def test_folds_select_by_other_rows_than_they_report(recipe):
+    recipe = load_recipe(recipe)
+    recipe = replace(recipe, data=replace(recipe.data, num_folds=3))
+    reported = []
+    for fold in range(3):
+        train, selected, held_out = (set(rows["video_id"]) for rows in load_splits(recipe, fold))
+        assert not train & selected
+        assert not train & held_out
+        assert not selected & held_out
+        assert len(train | selected | held_out) == 8
+        reported.append(held_out)
+    assert reported[0] == {"x", "yy"}  # the official split
+    assert set.union(*reported) == {"a", "b", "c", "dd", "ee", "ff", "x", "yy"}
+    with pytest.raises(ValueError, match="fold=3: .* has num_folds=3, give 0 to 2"):
+        load_splits(recipe, 3)
+
+
+def test_recipes_name_encoders_that_are_trained(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    trained = tiny_model(seed=7)
+    trained.video_encoder.save_pretrained(tmp_path / "video")
+    content["encoders"] = {"video": str(tmp_path / "video")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    model = build_model(load_recipe(tmp_path / "recipe.yaml"))
+    theirs = trained.video_encoder.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.video_encoder.state_dict().items())
 
 
 def test_fusion_before_its_encoders_is_refused(recipe, tmp_path):
