@@ -26,9 +26,9 @@ demo: install  ## synthetic corpus, the three stages of training, comparison tab
 	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/accelerate launch $(LAUNCH) scripts/train.py recipes/demo.yaml
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml
-	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/joint_cross_attention $(RUN)/prepared \
+	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/fusion $(RUN)/prepared \
 	  --cache $(RUN)/cache --output $(RUN)/metrics.json
-	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/$(HELD_OUT).mp4 --model $(RUN)/seed-0/joint_cross_attention \
+	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/$(HELD_OUT).mp4 --model $(RUN)/seed-0/fusion \
 	  --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png --explain \
 	  --annotation $(RUN)/corpus/VA_Estimation_Challenge/Validation_Set/$(HELD_OUT).txt
 

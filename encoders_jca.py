@@ -430,7 +430,10 @@ def encode_present(encoder: PreTrainedModel, clips: torch.Tensor, mask: torch.Te
     present = mask != 0
     features = torch.zeros(*clips.shape[:2], feature_size(encoder.config), device=clips.device)
     if not present.any():
-        return features.to(clips.dtype)
+        if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return features.to(clips.dtype)
+        # processes that train together must agree on which parameters have a gradient
+        return features.to(clips.dtype) + 0 * encode(encoder, torch.zeros_like(clips[:1, :1])).sum()
     encoded = encode(encoder, clips[present][None])[0]
     return features.to(encoded.dtype).masked_scatter(present.unsqueeze(-1), encoded)
 

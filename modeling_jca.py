@@ -210,6 +210,9 @@ class JCAModel(PreTrainedModel):
             getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
         return model.eval()
 
+    def get_input_embeddings(self) -> None:
+        """There is no table of embeddings; Accelerate asks for it under FSDP."""
+
     def freeze_encoders(self) -> None:
         """Leave the encoders as they are when the rest is trained: no gradients, evaluation mode."""
         for modality in self.config.modalities:
@@ -276,6 +279,7 @@ class JCAModel(PreTrainedModel):
                 f"width of this model's {modality} encoder. Use features that get_{modality}_features of the same encoder "
                 "made."
             )
+        features = features.to(self.dtype)  # they are kept in float16
         mask = features.new_ones(features.shape[:2]) if mask is None else mask
         if mask.shape != features.shape[:2]:
             raise ValueError(

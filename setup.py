@@ -43,6 +43,7 @@ setup(
     extras_require={
         "augment": ["kornia>=0.8"],
         "plots": ["matplotlib>=3.9"],
+        "trackers": ["tensorboard>=2.19", "trackio>=0.20"],
         "dev": [
             "audmetric>=1.4",
             "kornia>=0.8",
@@ -55,6 +56,8 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
+            "tensorboard>=2.19",
+            "trackio>=0.20",
             "setuptools>=77",
             "typos>=1.30",
         ],

@@ -551,6 +551,7 @@ def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: st
         folder,
         processor,
         seed,
+        data.num_workers,
         report=lambda model: evaluate(model, reported, processor, data.hop),
         about=_about(recipe, "fusion", fold),
         **options,

@@ -105,8 +105,8 @@ def window_firsts(num_frames: int, processor: JCAProcessor, hop: int, every_phas
 
 class WindowDataset(torch.utils.data.Dataset):
     """
-    Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`,
-    `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that is not
+    Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`
+    float16, `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that is not
     annotated: such a window stays, and the loss leaves the clip out.
 
     `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands, `times` holds the seconds of each row's
@@ -163,7 +163,6 @@ class WindowDataset(torch.utils.data.Dataset):
                 if name.endswith("_mask"):
                     batch[name][place] &= exists
         tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
-        tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
         return [{name: x[place] for name, x in tensors.items()} for place in range(count)]
 
 
