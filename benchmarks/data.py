@@ -26,7 +26,7 @@ from jca.features import _schema, extract_features
 from jca.preparation import load_prepared, prepare
 from jca.recipes import StageArguments
 from jca.synthetic import make_synthetic
-from jca.windows import EpochSampler, WindowDataset
+from jca.windows import EpochSampler, WindowBatch, WindowDataset
 
 
 VIDEOS = {"train": 356, "validation": 76, "test": 162}  # of ABAW 5 to 8
@@ -161,9 +161,9 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
     processor, rng, rows = jca.JCAProcessor(), np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as folder:
         print(
-            "| videos | frames | clips | cache (MiB) | steps | seconds | outside the loader | own memory grew by (MiB) |"
+            "| videos | frames | clips | cache (MiB) | epoch | steps | seconds | steps a second | outside the loader "
+            "| own memory grew by (MiB) |\n|---|---|---|---|---|---|---|---|---|---|"
         )
-        print("|---|---|---|---|---|---|---|---|")
         ends = np.unique(processor.plan(num_frames, hop))
         for index in range(num_videos):
             path = Path(folder) / f"{index}.arrow"
@@ -180,7 +180,9 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
             features = concatenate_datasets([Dataset.from_file(str(path)) for path in rows[:count]])
             windows = WindowDataset(features, processor, hop, every_phase=True)
             sampler, arguments = EpochSampler(windows.rows, windows.num_clips // 16), StageArguments()
-            loader = torch.utils.data.DataLoader(windows, arguments.batch_size, sampler=sampler)
+            loader = torch.utils.data.DataLoader(
+                windows, arguments.batch_size, sampler=sampler, collate_fn=WindowBatch.collate
+            )
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
             model.train()
             before = memory()["RssAnon"]
@@ -194,10 +196,12 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
                     model(**batch).loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()
+                    del batch
                     last = time.perf_counter()
                 seconds = time.perf_counter() - start
                 print(
-                    f"| {count} | {count * num_frames:,} | {windows.num_clips:,} | {cache:.0f} | {number + 1} | {len(loader)} "
+                    f"| {count} | {count * num_frames:,} | {windows.num_clips:,} | {cache:.0f} | {number + 1} "
+                    f"| {len(loader)} "
                     f"| {seconds:.1f} | {len(loader) / seconds:.0f} | {1 - waited / seconds:.1%} "
                     f"| {memory()['RssAnon'] - before:.0f} |",
                     flush=True,

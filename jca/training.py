@@ -33,7 +33,7 @@ from jca.evaluation import evaluate, outputs, score_windows
 from jca.features import extract_features
 from jca.metrics import score
 from jca.recipes import ROWS, Recipe, StageArguments, build_model, build_processor, load_splits
-from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowDataset
+from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowBatch, WindowDataset
 from modeling_jca import JCAModel, ccc_loss
 from processing_jca import JCAProcessor
 
@@ -120,6 +120,7 @@ def fit(
         dataset,
         arguments.batch_size,
         sampler=sampler,
+        collate_fn=WindowBatch.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=accelerator.device.type == "cuda",

@@ -1,11 +1,12 @@
 """What training reads: clips of a prepared corpus for the encoders, windows of kept features for the fusion."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from datasets import Array2D, Dataset, concatenate_datasets
+from torch.utils.data import default_collate
 
 from jca.corpus import frame_labels
 from jca.preparation import PreparedVideo
@@ -103,11 +104,30 @@ def window_firsts(num_frames: int, processor: JCAProcessor, hop: int, every_phas
     return np.sort(first).astype(np.int32)
 
 
+class WindowBatch(Sequence):
+    """Items of a [`WindowDataset`] that lie in one tensor of each name already, which a `DataLoader` that is told so takes
+    without copying them once more."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors["labels"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: x[index] for name, x in self.tensors.items()}
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """`collate_fn` of a `DataLoader` over any data set of windows or clips."""
+        return items.tensors if isinstance(items, WindowBatch) else default_collate(items)
+
+
 class WindowDataset(torch.utils.data.Dataset):
     """
     Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`
-    float16, `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that is not
-    annotated: such a window stays, and the loss leaves the clip out.
+    float16, `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that
+    is not annotated: such a window stays, and the loss leaves the clip out.
 
     `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands, `times` holds the seconds of each row's
     frames.
@@ -129,7 +149,7 @@ class WindowDataset(torch.utils.data.Dataset):
             labels_at(ends, times, labels, processor.frame_rate)
             for ends, times, labels in zip(self.end_frames, self.times, _views(features, "labels"), strict=True)
         ]
-        self.offsets = np.arange(processor.num_clips) * processor.span
+        self.offsets, self.step = np.arange(processor.num_clips) * processor.span, processor.span // hop
         num_frames = [round(times[-1] * processor.frame_rate) + 1 for times in self.times]
         firsts = [window_firsts(count, processor, hop, every_phase) for count in num_frames]
         self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
@@ -146,24 +166,28 @@ class WindowDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+    def __getitems__(self, indices: list[int]) -> "WindowBatch":
         """The items of a batch, gathered at once: what `DataLoader` asks for where it can."""
         count, clips = len(indices), len(self.offsets)
         batch = {"labels": np.full((count, clips, self.labels[0].shape[1]), IGNORED_LABEL, np.float32)}
         for name, rows in self.inputs.items():
-            batch[name] = np.empty((count, clips, *rows[0].shape[1:]), rows[0].dtype)
+            batch[name] = np.zeros((count, clips, *rows[0].shape[1:]), rows[0].dtype)
+        arrays = [(batch["labels"], self.labels), *((batch[name], rows) for name, rows in self.inputs.items())]
         for place, index in enumerate(indices):
-            row, ends = self.rows[index], self.firsts[index] + self.offsets
+            row, first = self.rows[index], self.firsts[index]
             known = self.end_frames[row]
+            start = int(np.searchsorted(known, first))
+            stop = start + (clips - 1) * self.step + 1
+            if stop <= len(known) and known[start] == first and known[stop - 1] == first + self.offsets[-1]:
+                for values, rows in arrays:  # all are there, evenly: a slice is copied at once
+                    values[place] = rows[row][start : stop : self.step]
+                continue
+            ends = first + self.offsets  # a window beyond the end of a video
             position = np.minimum(np.searchsorted(known, ends), len(known) - 1)
             exists = known[position] == ends
-            batch["labels"][place, exists] = self.labels[row][position[exists]]
-            for name, rows in self.inputs.items():
-                batch[name][place] = rows[row][position]
-                if name.endswith("_mask"):
-                    batch[name][place] &= exists
-        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
-        return [{name: x[place] for name, x in tensors.items()} for place in range(count)]
+            for values, rows in arrays:
+                values[place, exists] = rows[row][position[exists]]
+        return WindowBatch({name: torch.from_numpy(values) for name, values in batch.items()})
 
 
 class MediaWindowDataset(torch.utils.data.Dataset):
