@@ -172,7 +172,9 @@ def fit(
                 average.update_parameters(accelerator.unwrap_model(model, keep_torch_compile=False))
             progress.step += 1
             bar.update()
-            if progress.step % LOG_STEPS == 0 or progress.step % per_epoch == 0:
+            ended = progress.step % per_epoch == 0
+            save = not ended and arguments.save_steps and progress.step % arguments.save_steps == 0
+            if progress.step % LOG_STEPS == 0 or ended or save:  # no checkpoint keeps a loss that is no number
                 loss = torch.stack(losses).mean().item()
                 losses = []
                 if not math.isfinite(loss):
@@ -183,7 +185,7 @@ def fit(
                 rate = schedule.get_last_lr()[-1]
                 bar.set_postfix(loss=f"{loss:.3f}", ccc=f"{1 - loss:.3f}", best=_ccc(progress.best))
                 accelerator.log({"loss": loss, "ccc": 1 - loss, "learning_rate": rate}, progress.step)
-            if arguments.save_steps and progress.step % arguments.save_steps == 0 and progress.step % per_epoch:
+            if save:
                 progress.seconds = time.monotonic() - started
                 save_checkpoint(accelerator, checkpoints, progress.step)
         next(batches, None)  # the loader learns that it has ended

@@ -379,10 +379,14 @@ def test_command_line_under_accelerate_in_bf16(recipe, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["mixed_precision"] == "bf16"
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    arguments = StageArguments(learning_rate=1e30, batch_size=8, warmup_ratio=0)
-    with pytest.raises(FloatingPointError, match="the loss is nan. Lower the learning rate"):
-        fit(tiny_model(), toy(), lambda model, pictures: {"ccc": 0.0}, arguments, tmp_path, tiny_processor())
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_kept(tmp_path):
+    data = toy()
+    data[30]["labels"] = data[30]["labels"] * float("inf")
+    arguments = StageArguments(batch_size=8, save_steps=1, num_epochs=2)
+    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan. Lower the learning rate \(0\.001\)"):
+        fit(tiny_model(), data, moved, arguments, tmp_path, tiny_processor())
+    for path in (tmp_path / "checkpoints").glob("step-????????/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
 
 
 LOSS = """
