@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import jca
-from jca.affwild2 import ANNOTATIONS, SPLITS, load_affwild2
+from jca.affwild2 import ANNOTATIONS, FOLDERS, load_affwild2
 from jca.features import _schema, extract_features
 from jca.preparation import load_prepared, prepare
 from jca.recipes import StageArguments
@@ -76,7 +76,7 @@ def listing(num_frames: int = 5000) -> None:
                 if name != "video0":
                     os.link(root / "batch1/video0.mp4", root / f"batch1/{name}.mp4")
                 (root / "cropped_aligned" / name).mkdir(parents=True)
-        for split, part in SPLITS.items():
+        for split, part in FOLDERS.items():
             (root / ANNOTATIONS / part).mkdir(parents=True)
             for name in names[split]:
                 labels = rng.uniform(-1, 1, (num_frames, 2))

@@ -1,5 +1,6 @@
 """The Aff-Wild2 release on disk to a `datasets.Dataset`, one row for each annotation file."""
 
+import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from jca.corpus import (
 from modeling_jca import IGNORED_LABEL
 
 
-SPLITS = {"train": "Train_Set", "validation": "Validation_Set"}
+FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 ANNOTATIONS = "VA_Estimation_Challenge"
 TEST_LISTS = "names_of_videos_in_each_test_set/Valence_Arousal*test_set*.txt"
 NAMED_RATE = re.compile(r"^\d+-(\d+)-\d+x\d+$")  # `132-30-426x240` is number, frames a second, size
@@ -121,7 +122,7 @@ def load_affwild2(
     names, problems = _listed(root, split)
     if not names and not problems:
         problems = [
-            f"{root / ANNOTATIONS / SPLITS.get(split, '')}: no annotations; root must be the folder that holds "
+            f"{root / ANNOTATIONS / FOLDERS.get(split, '')}: no annotations; root must be the folder that holds "
             f"{ANNOTATIONS}/, batch1/ and cropped_aligned/"
         ]
     media_files = {
@@ -166,6 +167,8 @@ def load_affwild2(
             problems.append(f"{annotation or name} has no face crops: there is no {root}/cropped_aligned*/{name}/")
             folder = root / "cropped_aligned" / name
             notes.append("no face crops: no frame has a face")
+        elif folder is not None and not _holds_crops(folder):
+            notes.append(f"no file NUMBER.jpg in {folder.parent.name}/{name}: no frame has a face")
         if delay:
             labels = shift_labels(labels, media.fps, delay)
         rows.append(make_row(name, path, labels, media.fps, folder, notes=[*notes, *more, *found]))
@@ -176,16 +179,21 @@ def load_affwild2(
 
 def _listed(root: Path, split: str) -> tuple[dict[str, Path | None], list[str]]:
     """The videos of a split with their annotation files, None for the test split."""
-    if split in SPLITS:
-        return {path.stem: path for path in sorted((root / ANNOTATIONS / SPLITS[split]).glob("*.txt"))}, []
+    if split in FOLDERS:
+        return {path.stem: path for path in sorted((root / ANNOTATIONS / FOLDERS[split]).glob("*.txt"))}, []
     if split != "test":
-        raise ValueError(f"split={split!r} is not known. Choose one of {', '.join([*SPLITS, 'test'])}.")
+        raise ValueError(f"split={split!r} is not known. Choose one of {', '.join([*FOLDERS, 'test'])}.")
     lists = sorted([*root.glob(TEST_LISTS), *root.glob(f"*/{TEST_LISTS}")])
     if not lists:
         return {}, [f"{root / TEST_LISTS}: there is no list of the test videos"]
     lines = lists[0].read_text(encoding="utf-8-sig").splitlines()
     names = {line.strip().removesuffix(".txt"): None for line in lines if line.strip()}
     return names, [] if names else [f"{lists[0]}: names no video"]
+
+
+def _holds_crops(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.endswith(".jpg") and entry.name[:-4].isdecimal() for entry in entries)
 
 
 def _crop_folders(root: Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """A model's predictions for a corpus, frame by frame, and their score."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from jca.windows import MediaWindowDataset, WindowDataset
 from modeling_jca import JCAModel
 from pipeline_jca import timeline
 from processing_jca import JCAProcessor
+
+
+def parse_smoothing(text: str) -> int | str:
+    """What the scripts take as `--smoothing`, for `argparse`: an odd number of frames, or `"paper"`."""
+    if text == "paper":
+        return text
+    if text.isdecimal() and int(text) % 2:
+        return int(text)
+    raise ArgumentTypeError(f"{text!r} is no odd number of frames, such as 21: an even one shifts the series")
 
 
 @torch.no_grad()

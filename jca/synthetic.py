@@ -20,7 +20,7 @@ import av
 import numpy as np
 from tqdm.auto import tqdm
 
-from jca.affwild2 import ANNOTATIONS, SPLITS
+from jca.affwild2 import ANNOTATIONS, FOLDERS
 from jca.pools import process_pool
 
 
@@ -76,7 +76,7 @@ def make_synthetic(
     root = Path(root)
     settings = {"num_train": num_train, "num_validation": num_validation, "seconds": float(seconds)}
     _claim(root, {**settings, "fps": fps, "seed": seed, "design": DESIGN})
-    for folder in ("batch1", "cropped_aligned", *(f"{ANNOTATIONS}/{name}" for name in SPLITS.values())):
+    for folder in ("batch1", "cropped_aligned", *(f"{ANNOTATIONS}/{name}" for name in FOLDERS.values())):
         (root / folder).mkdir(parents=True, exist_ok=True)
     splits = ["train"] * num_train + ["validation"] * num_validation
     jobs = [(root, split, index, seconds, fps, seed) for index, split in enumerate(splits)]
@@ -113,7 +113,7 @@ def _make_video(job: tuple) -> None:
     """Media, crops and annotation of one subject; the annotation comes last and says that it is complete."""
     root, split, index, seconds, fps, seed = job
     name = f"synthetic-{index:04d}"
-    annotation = root / ANNOTATIONS / SPLITS[split] / f"{name}.txt"
+    annotation = root / ANNOTATIONS / FOLDERS[split] / f"{name}.txt"
     if annotation.exists():
         return
     _, looks, sounds, moves = _generators(seed, index)

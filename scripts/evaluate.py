@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 import jca  # noqa: F401  (registers the model)
 from jca.corpus import SPLITS, load_corpus
 from jca.corruption import parse_corruption
-from jca.evaluation import predict
+from jca.evaluation import parse_smoothing, predict
 from jca.features import extract_features
 from jca.protocol import authors_score, choose_smoothing, report
 
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
     parser.add_argument(
         "--smoothing",
-        type=lambda text: int(text) if text.isdecimal() else text,
+        type=lambda text: text if text == "train" else parse_smoothing(text),
         help='odd number of frames, "paper", or "train": what is best on the training split; none by default',
     )
     parser.add_argument("--cache", default="runs/cache", help="folder in which the encoders' features are kept")

@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoProcessor
 
 import jca  # noqa: F401  (registers the model)
 from jca.corpus import CorpusError, load_corpus
-from jca.evaluation import predict
+from jca.evaluation import parse_smoothing, predict
 from jca.features import extract_features
 from jca.submission import validate_submission, write_submission
 
@@ -19,11 +19,7 @@ def main():
     parser.add_argument("output", help="file to write")
     parser.add_argument("--sample", help="the organisers' sample file, whose rows are written in its order")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
-    parser.add_argument(
-        "--smoothing",
-        type=lambda text: int(text) if text.isdecimal() else text,
-        help='odd number of frames, or "paper"; none by default',
-    )
+    parser.add_argument("--smoothing", type=parse_smoothing, help='odd number of frames, or "paper"; none by default')
     parser.add_argument("--cache", default="runs/cache", help="folder in which the encoders' features are kept")
     arguments = parser.parse_args()
     model, processor = AutoModel.from_pretrained(arguments.model), AutoProcessor.from_pretrained(arguments.model)

@@ -7,6 +7,7 @@ from transformers import pipeline
 
 import jca  # noqa: F401  (registers the pipeline)
 from jca.affwild2 import read_annotation
+from jca.evaluation import parse_smoothing
 from jca.explanations import audio_share
 from jca.plots import plot_timeline
 from jca.timeline import write_csv
@@ -23,11 +24,7 @@ def main():
     )
     parser.add_argument("--annotation", help="Aff-Wild2 annotation of the video, drawn beside the prediction")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
-    parser.add_argument(
-        "--smoothing",
-        type=lambda text: text if text == "paper" else int(text),
-        help='odd number of frames, or "paper"; none by default',
-    )
+    parser.add_argument("--smoothing", type=parse_smoothing, help='odd number of frames, or "paper"; none by default')
     arguments = parser.parse_args()
     pipe = pipeline("audio-visual-emotion", model=arguments.model)
     rows = pipe(arguments.video, hop=arguments.hop, smoothing=arguments.smoothing)
