@@ -433,7 +433,11 @@ def encode_present(encoder: PreTrainedModel, clips: torch.Tensor, mask: torch.Te
         if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
             return features.to(clips.dtype)
         # processes that train together must agree on which parameters have a gradient
-        return features.to(clips.dtype) + 0 * encode(encoder, torch.zeros_like(clips[:1, :1])).sum()
+        training = encoder.training
+        encoder.eval()  # whose statistics what is not there is to leave alone
+        nothing = 0 * encode(encoder, torch.zeros_like(clips[:1, :1])).sum()
+        encoder.train(training)
+        return features.to(clips.dtype) + nothing
     encoded = encode(encoder, clips[present][None])[0]
     return features.to(encoded.dtype).masked_scatter(present.unsqueeze(-1), encoded)
 

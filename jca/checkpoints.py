@@ -15,6 +15,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 COMPLETE = "complete.json"  # sizes of all files, written last
+SETTINGS = "settings.json"
 KEPT = 2  # should the newest be damaged after all
 
 
@@ -22,10 +23,11 @@ class CheckpointError(OSError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, settings: dict) -> None:
     """
     Write `folder/step-<step>`: the state of model, optimizer, schedule, scaler and whatever else is registered with
-    Accelerate. All processes call it. It is written beside and renamed, so that a run killed in between has the one before.
+    Accelerate, and the settings with which it was trained. All processes call it. It is written beside and renamed, so that
+    a run killed in between has the one before.
 
     Raises:
         CheckpointError: if it can not be written.
@@ -40,13 +42,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
         accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            (part / SETTINGS).write_text(json.dumps(settings, indent=1))
             sizes = {
                 str(file.relative_to(part)): file.stat().st_size for file in sorted(part.rglob("*")) if file.is_file()
             }
             (part / COMPLETE).write_text(json.dumps(sizes, indent=1))
             shutil.rmtree(path, ignore_errors=True)
             os.replace(part, path)
-            for old in _steps(folder)[:-KEPT]:
+            steps = _steps(folder)  # damaged ones may lie ahead
+            for old in {*steps} - {*[other for other in steps if other.name <= path.name][-KEPT:]}:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
@@ -60,8 +64,8 @@ def saving(path: Path, checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the system, or PyTorch's and safetensors' own for a full disk
-        kept = _steps(checkpoints)
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
+        good = latest_checkpoint(checkpoints)
+        last = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
         raise CheckpointError(
             f"{path} could not be written ({error}); {last}. Make room or see to the rights, and start the same command "
             "again: it goes on from there."
@@ -78,6 +82,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def checkpoint_settings(path: Path) -> dict:
+    """With what a checkpoint was trained."""
+    return json.loads((path / SETTINGS).read_text())
+
+
+def difference(before: dict, now: dict) -> str:
+    """What something was trained with and what is asked for now, where they differ, or an empty string. Names that `now`
+    does not have are not compared."""
+    now = json.loads(json.dumps(now))  # as a file holds it
+    names = [name for name, value in now.items() if before.get(name) != value]
+    was, asked = (", ".join(f"{name}={values.get(name)}" for name in names) for values in (before, now))
+    return f"was trained with {was}, and now {asked} is asked for" if names else ""
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from jca.metrics import score
-from jca.windows import MediaWindowDataset, WindowDataset
+from jca.windows import MediaWindowDataset, WindowBatch, WindowDataset
 from modeling_jca import JCAModel
 from pipeline_jca import timeline
 from processing_jca import JCAProcessor
@@ -33,9 +33,10 @@ def outputs(
     gets all."""
     accelerator = Accelerator()
     loader = accelerator.prepare_data_loader(
-        torch.utils.data.DataLoader(dataset, batch_size, num_workers=num_workers), device_placement=True
+        torch.utils.data.DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=WindowBatch.collate),
+        device_placement=True,
     )
-    model.eval()
+    model.to(accelerator.device).eval()
     logits = []
     for batch in loader:
         inputs = {name: x.to(model.device) for name, x in batch.items() if name != "labels"}

@@ -174,6 +174,10 @@ def nested_folds(train: Dataset, validation: Dataset, num_folds: int = 6) -> lis
     [`cross_validation`] in which nothing is selected by what is reported: for each fold the rows to train on, those to
     select by, which are the held-out part of the next fold, and those to report.
     """
+    if num_folds < 3:
+        raise ValueError(
+            f"num_folds={num_folds} must be at least 3: one part to train on, one to select by, one to report."
+        )
     folds = cross_validation(train, validation, num_folds)
     nested = []
     for index, (training, reported) in enumerate(folds):

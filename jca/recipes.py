@@ -1,6 +1,7 @@
 """An experiment as a YAML file: what a recipe says, and the model, processor and data that it describes."""
 
 from dataclasses import MISSING, dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ STAGES_OF = {
     "feature_noise": ("fusion",),
     "encoder_learning_rate": ("end_to_end",),
     "unfreeze_every": ("end_to_end",),
+    "whole_batch_gradient": ("fusion",),  # a second pass would count the statistics of batch norm twice
 }
 
 _PLAIN = {"num_recursions": 1, "gated": False, "temporal": []}
@@ -91,12 +93,27 @@ class StageArguments:
     patience: int | None = field(default=None, metadata={"help": "Epochs without a better CCC after which to stop."})
     save_steps: int | None = field(default=None, metadata={"help": "Steps between checkpoints; else one an epoch."})
 
+    def __post_init__(self):
+        names = (
+            "batch_size",
+            "num_epochs",
+            "gradient_accumulation_steps",
+            "samples_per_epoch",
+            "patience",
+            "save_steps",
+        )
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
 
 @dataclass
 class Recipe:
     """An experiment, as read from YAML by [`load_recipe`]."""
 
     path: str
+    given: list[str]  # sections that it has
     data: DataArguments
     output_dir: str
     model: dict
@@ -119,7 +136,35 @@ def _parse(kind: type, section: dict, where: str):
         value, types = section.get(f.name), f.type if isinstance(f.type, type) else None
         if f.name in section and types in (int, float) and (isinstance(value, (str, bool)) or value is None):
             raise ValueError(f"{where}: {f.name} is {value!r} and must be a number, such as 0.001 or 1.0e-3.")
-    return HfArgumentParser(kind).parse_dict(section)[0]
+    try:
+        return HfArgumentParser(kind).parse_dict(section)[0]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_nested(content: dict, path: str | Path) -> None:
+    """Raises ValueError for keys that a processor or an encoder's configuration would pass over."""
+    processor = dict(content.get("processor") or {})
+    known = {"processor": {"frame_rate", "clip_length", "clip_stride"}}
+    given = {"processor": processor}
+    if content.get("encoders"):
+        given["processor"] = processor
+    else:
+        for name, kind in (("video_processor", JCAVideoProcessor), ("feature_extractor", JCAFeatureExtractor)):
+            given[f"processor, {name}"] = processor.pop(name, {})
+            known[f"processor, {name}"] = {"size", "faces", "image_mean", "image_std"}
+            if kind is JCAFeatureExtractor:
+                known[f"processor, {name}"] = set(signature(kind.__init__).parameters) - {"self", "kwargs"}
+    config = JCAConfig(**content["model"])
+    for name in ("video_config", "audio_config"):
+        given[f"model, {name}"] = content["model"].get(name) or {}
+        known[f"model, {name}"] = {f.name for f in fields(type(getattr(config, name)))} | {"model_type"}
+    for section, values in given.items():
+        if unknown := sorted(set(values) - known[section]):
+            raise ValueError(
+                f"{path}, section {section}: there is no key {', '.join(unknown)}. It takes "
+                f"{', '.join(sorted(known[section]))}."
+            )
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -130,9 +175,13 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         ValueError: if it has a key that is not known, or lacks one that is needed, naming file, section and key.
     """
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    known = {f.name for f in fields(Recipe)} - {"path"}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no sections: see recipes/demo.yaml.")
+    known = {f.name for f in fields(Recipe)} - {"path", "given"}
     if unknown := sorted(set(content) - known):
         raise ValueError(f"{path} has the unknown key {', '.join(unknown)}. A recipe has {', '.join(sorted(known))}.")
     for name in ("data", "output_dir", "model"):
@@ -140,6 +189,7 @@ def load_recipe(path: str | Path) -> Recipe:
             raise ValueError(f"{path} lacks the key {name}.")
     if unknown := sorted(set(content["model"]) - {f.name for f in fields(JCAConfig)}):
         raise ValueError(f"{path}, section model: JCAConfig does not know {', '.join(unknown)}.")
+    _check_nested(content, path)
     if unknown := sorted(set(content.get("encoders") or {}) - {"video", "audio"}):
         raise ValueError(f"{path}, section encoders: there is no key {', '.join(unknown)}. It takes audio, video.")
     for stage in STAGES:
@@ -149,6 +199,7 @@ def load_recipe(path: str | Path) -> Recipe:
     sections = {stage: _parse(StageArguments, content.get(stage) or {}, f"{path}, section {stage}") for stage in STAGES}
     return Recipe(
         path=str(path),
+        given=list(content),
         data=_parse(DataArguments, content["data"], f"{path}, section data"),
         output_dir=content["output_dir"],
         model=content["model"],

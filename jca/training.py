@@ -24,21 +24,27 @@ from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from configuration_jca import JCAConfig
 from jca.augmentation import make_augmentation
-from jca.checkpoints import CheckpointError, latest_checkpoint, save_checkpoint, saving
+from jca.checkpoints import (
+    CheckpointError,
+    checkpoint_settings,
+    difference,
+    latest_checkpoint,
+    save_checkpoint,
+    saving,
+)
+from jca.corpus import write_whole
 from jca.evaluation import evaluate, outputs, score_windows
 from jca.features import extract_features
 from jca.metrics import score
+from jca.preparation import file_hash
 from jca.recipes import ROWS, Recipe, StageArguments, build_model, build_processor, load_splits
 from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowBatch, WindowDataset
 from modeling_jca import JCAModel, ccc_loss
 from processing_jca import JCAProcessor
 
-
-logger = logging.get_logger(__name__)
 
 LOG_STEPS = 10  # between two looks at the loss, each of which waits for the device
 
@@ -49,8 +55,8 @@ LOG_STEPS = 10  # between two looks at the loss, each of which waits for the dev
 class Progress:
     """Where a run stands; saved with the state of model, optimizer and schedule."""
 
-    def __init__(self, arguments: dict):
-        self.arguments, self.step, self.best, self.history, self.seconds = arguments, 0, None, [], 0.0
+    def __init__(self):
+        self.step, self.best, self.history, self.seconds = 0, None, [], 0.0
 
     def state_dict(self) -> dict:
         return vars(self)
@@ -71,6 +77,7 @@ def fit(
     resume: bool = True,
     log_with: str | None = None,
     report: Callable[[JCAModel], dict[str, float]] | None = None,
+    settings: dict[str, Any] | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict:
     """
@@ -88,6 +95,7 @@ def fit(
         resume: go on from the newest complete checkpoint; otherwise what is there is removed.
         log_with: a tracker of Accelerate's, such as `"tensorboard"`, `"trackio"` or `"wandb"`.
         report: called at the end with the best model; what it returns becomes `reported` in `metrics.json`.
+        settings: what else the weights depend on: a run does not go on with other ones.
         about: what else `metrics.json` is to say.
 
     Mixed precision, compilation and the number of processes are Accelerate's: `accelerate launch --mixed_precision bf16
@@ -99,8 +107,8 @@ def fit(
     Raises:
         CheckpointError: if the folder can not be written.
         FloatingPointError: if the loss is no number.
-        ValueError: if checkpoints of other arguments are there, if the tracker is not known or not installed, or if the
-            backend can not do what the arguments say.
+        ValueError: if checkpoints of other arguments, settings, processes or precision are there, if the tracker is not
+            known or not installed, or if the backend can not do what the arguments say.
     """
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
@@ -113,6 +121,7 @@ def fit(
     if accelerator.is_main_process:
         _make_folder(folder, checkpoints, resume)
     accelerator.wait_for_everyone()
+    origin = provenance(accelerator)
     set_seed(seed)
     rows = getattr(dataset, "rows", np.zeros(len(dataset), int))
     sampler = EpochSampler(rows, _epoch_size(dataset, arguments), arguments.balanced, seed)
@@ -124,10 +133,13 @@ def fit(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=accelerator.device.type == "cuda",
-        drop_last=len(sampler) > arguments.batch_size,
+        drop_last=len(sampler) > arguments.batch_size * accelerator.num_processes,
     )
     augment = make_augmentation(
-        processor.video_processor, arguments.augment_crops, arguments.modality_dropout, arguments.feature_noise
+        processor.video_processor,
+        arguments.augment_crops,
+        arguments.modality_dropout if len(model.config.modalities) > 1 else 0.0,  # the only one is not dropped
+        arguments.feature_noise,
     )
     average = None
     if arguments.ema_decay is not None:
@@ -140,10 +152,16 @@ def fit(
     per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
     steps = per_epoch * arguments.num_epochs
     schedule = _schedule(optimizer, groups, steps, per_epoch, arguments)
-    progress = Progress(vars(arguments))
+    progress = Progress()
     accelerator.register_for_checkpointing(progress, schedule)
+    here = {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    settings = {**vars(arguments), **(settings or {}), **here}
     if resume and (path := latest_checkpoint(checkpoints)):
-        _load(accelerator, path, progress, arguments)
+        if change := difference(checkpoint_settings(path), settings):
+            raise ValueError(
+                f"{path} {change}: give the former, start anew with --resume none, or name another output_dir."
+            )
+        accelerator.load_state(str(path))
         accelerator.print(f"{folder}: going on after step {progress.step} of {steps}.")
     if log_with:
         accelerator.init_trackers("jca", config={k: v for k, v in vars(arguments).items() if v is not None})
@@ -187,11 +205,11 @@ def fit(
                 accelerator.log({"loss": loss, "ccc": 1 - loss, "learning_rate": rate}, progress.step)
             if save:
                 progress.seconds = time.monotonic() - started
-                save_checkpoint(accelerator, checkpoints, progress.step)
+                save_checkpoint(accelerator, checkpoints, progress.step, settings)
         next(batches, None)  # the loader learns that it has ended
         _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor)
         progress.seconds = time.monotonic() - started
-        save_checkpoint(accelerator, checkpoints, progress.step)
+        save_checkpoint(accelerator, checkpoints, progress.step, settings)
     bar.close()
     accelerator.wait_for_everyone()
     reported = report(JCAModel.from_pretrained(folder).to(accelerator.device)) if report else None
@@ -199,20 +217,19 @@ def fit(
         **({"reported": reported} if report else {}),
         "best": progress.best,
         "history": progress.history,
-        "arguments": vars(arguments),
+        "settings": settings,
         "seed": seed,
-        "processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
         "seconds": round(time.monotonic() - started, 1),
-        **provenance(accelerator),
+        **origin,
         **(about or {}),
     }
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write(folder / "metrics.json", result)
+        with saving(folder / "metrics.json", checkpoints):
+            write_whole(folder / "metrics.json", lambda part: part.write_text(json.dumps(result, indent=1)))
         shutil.rmtree(checkpoints, ignore_errors=True)
-    if log_with:
-        accelerator.end_training()
+    for tracker in accelerator.trackers if log_with else ():  # `end_training` would part the processes too
+        tracker.finish()
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return result
@@ -277,7 +294,7 @@ def parameter_groups(model: JCAModel, arguments: StageArguments) -> list[dict]:
             encoders.setdefault(modality, {}).setdefault(block, []).append(parameter)
         else:
             rest.append(parameter)
-    rate = arguments.encoder_learning_rate or arguments.learning_rate
+    rate = arguments.learning_rate if arguments.encoder_learning_rate is None else arguments.encoder_learning_rate
     groups = [
         {"params": parameters, "lr": rate, "release": (depth + 1) * arguments.unfreeze_every}
         for blocks in encoders.values()
@@ -360,6 +377,7 @@ def _make_folder(folder: Path, checkpoints: Path, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             shutil.rmtree(checkpoints, ignore_errors=True)
+        (folder / "metrics.json").unlink(missing_ok=True)  # of weights that are about to change
         probe = folder / ".writable"
         probe.write_text("")
         probe.unlink()
@@ -367,21 +385,6 @@ def _make_folder(folder: Path, checkpoints: Path, resume: bool) -> None:
         raise CheckpointError(
             f"{folder} can not be written ({error}): name another output_dir, or see to its rights."
         ) from error
-
-
-def _load(accelerator: Accelerator, path: Path, progress: Progress, arguments: StageArguments) -> None:
-    accelerator.load_state(str(path))
-    if change := _difference(progress.arguments, arguments):
-        raise ValueError(
-            f"{path} {change}: give the former, start anew with --resume none, or name another output_dir."
-        )
-
-
-def _difference(before: dict, arguments: StageArguments) -> str:
-    """What a stage was trained with and what is asked for now, where they differ."""
-    names = [name for name, value in vars(arguments).items() if before.get(name) != value]
-    was, now = (", ".join(f"{name}={x.get(name)}" for name in names) for x in (before, vars(arguments)))
-    return f"was trained with {was}, and the recipe now says {now}" if names else ""
 
 
 def _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor) -> None:
@@ -406,12 +409,6 @@ def _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder
                 for path in part.iterdir():
                     path.replace(folder / path.name)
                 part.rmdir()
-
-
-def _write(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(path)
 
 
 def provenance(accelerator: Accelerator) -> dict[str, Any]:
@@ -441,12 +438,23 @@ def stage_folder(recipe: Recipe, name: str, seed: int, fold: int | None) -> Path
     return root / f"seed-{seed}" / name
 
 
-def _finished(folder: Path, arguments: StageArguments | None = None) -> bool:
-    """Whether a stage has ended in `folder`; raises ValueError if that was with other arguments."""
+def stage_settings(recipe: Recipe, stage: str, changes: dict | None = None) -> dict:
+    """All of a recipe that the weights of a stage depend on."""
+    return {
+        **vars(getattr(recipe, stage)),
+        **{name: getattr(recipe.data, name) for name in ("root", "hop", "num_folds")},
+        "model": {**recipe.model, **(ROWS[stage] if stage in ("video", "audio") else changes or {})},
+        "processor": recipe.processor,
+        "encoders": recipe.encoders,
+    }
+
+
+def _finished(folder: Path, settings: dict) -> bool:
+    """Whether a stage has ended in `folder`; raises ValueError if that was with other settings."""
     if not (folder / "metrics.json").exists():
         return False
-    before = json.loads((folder / "metrics.json").read_text())["arguments"]
-    if arguments is not None and (change := _difference(before, arguments)):
+    before = json.loads((folder / "metrics.json").read_text())["settings"]
+    if change := difference(before, settings):
         raise ValueError(f"{folder} {change}: remove the folder or name another output_dir.")
     return True
 
@@ -479,22 +487,24 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None
         fold: of a cross-validation; left out, the official split.
         options: `resume` and `log_with` of [`fit`].
     """
-    folder, arguments = stage_folder(recipe, f"{modality}_encoder", seed, fold), getattr(recipe, modality)
-    if _finished(folder, arguments):
+    folder, settings = stage_folder(recipe, f"{modality}_encoder", seed, fold), stage_settings(recipe, modality)
+    if _finished(folder, settings):
         return folder
     processor, workers = build_processor(recipe), recipe.data.num_workers
-    train, selected, _ = (ClipDataset(rows, processor, modality, recipe.data.hop) for rows in load_splits(recipe, fold))
+    train, selected, _ = load_splits(recipe, fold)
+    train, selected = (ClipDataset(rows, processor, modality, recipe.data.hop) for rows in (train, selected))
     set_seed(seed)
-    model = build_model(recipe, modalities=[modality], fusion="concat")
+    model = build_model(recipe, **ROWS[modality])
     fit(
         model,
         train,
         lambda model, _: score_clips(model, selected, workers),
-        arguments,
+        getattr(recipe, modality),
         folder,
         processor,
         seed,
         workers,
+        settings=settings,
         about=_about(recipe, modality, fold),
         **options,
     )
@@ -508,10 +518,11 @@ def load_encoders(model: JCAModel, recipe: Recipe, seed: int, fold: int | None =
 
     Raises:
         FileNotFoundError: if those stages have not ended.
+        ValueError: if they ended with another recipe.
     """
     for modality in model.config.modalities:
         folder = stage_folder(recipe, f"{modality}_encoder", seed, fold)
-        if _finished(folder):
+        if _finished(folder, stage_settings(recipe, modality)):
             trained = getattr(JCAModel.from_pretrained(folder), f"{modality}_encoder")
             getattr(model, f"{modality}_encoder").load_state_dict(trained.state_dict())
         elif modality not in recipe.encoders:
@@ -533,12 +544,17 @@ def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: st
     changes = ROWS[row] if row is not None else {}
     if JCAConfig(**{**recipe.model, **changes}).to_dict() == JCAConfig(**recipe.model).to_dict():
         changes, row = {}, None  # the recipe's own model
-    folder = stage_folder(recipe, row or "fusion", seed, fold)
-    if _finished(folder, recipe.fusion):
-        return folder
-    processor, data = build_processor(recipe), recipe.data
+    folder, processor, data = stage_folder(recipe, row or "fusion", seed, fold), build_processor(recipe), recipe.data
     encoders = build_model(recipe)
     load_encoders(encoders, recipe, seed, fold)
+    made_by = {
+        modality: file_hash(path)
+        for modality in encoders.config.modalities
+        if (path := stage_folder(recipe, f"{modality}_encoder", seed, fold) / "model.safetensors").exists()
+    }
+    settings = {**stage_settings(recipe, "fusion", changes), "encoder_weights": made_by}
+    if _finished(folder, settings):
+        return folder
     train, selected, reported = (
         extract_features(rows, encoders, processor, data.hop, Path(recipe.output_dir) / "cache", data.num_workers)
         for rows in load_splits(recipe, fold)
@@ -546,16 +562,19 @@ def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: st
     set_seed(seed)
     model = build_model(recipe, **changes)
     load_encoders(model, recipe, seed, fold)
+    windows, names = WindowDataset(selected, processor, data.hop), list(model.config.id2label.values())
+    labels = list(selected.with_format("numpy")["labels"])
     fit(
         model,
         WindowDataset(train, processor, data.hop, every_phase=True),
-        lambda model, pictures: evaluate(model, selected, processor, data.hop, pictures=pictures),
+        lambda model, pictures: score_windows(model, windows, labels, processor.frame_rate, names, pictures),
         recipe.fusion,
         folder,
         processor,
         seed,
         data.num_workers,
         report=lambda model: evaluate(model, reported, processor, data.hop),
+        settings=settings,
         about=_about(recipe, "fusion", fold),
         **options,
     )
@@ -564,12 +583,12 @@ def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: st
 
 def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **options) -> Path:
     """Stage four: all of the model of stage three, on pixels and sound. Returns its folder; see [`train_encoder`]."""
-    folder, arguments = stage_folder(recipe, "end_to_end", seed, fold), recipe.end_to_end
-    if _finished(folder, arguments):
-        return folder
-    start = stage_folder(recipe, "fusion", seed, fold)
-    if not _finished(start):
+    folder, start = (stage_folder(recipe, name, seed, fold) for name in ("end_to_end", "fusion"))
+    if not _finished(start, {}):
         raise FileNotFoundError(f"{start} holds no trained fusion: train the stage 'fusion' first.")
+    settings = {**stage_settings(recipe, "end_to_end"), "start": file_hash(start / "model.safetensors")}
+    if _finished(folder, settings):
+        return folder
     processor, data = build_processor(recipe), recipe.data
     train, selected, reported = load_splits(recipe, fold)
     windows = MediaWindowDataset(train, processor, data.hop, every_phase=True)
@@ -585,12 +604,13 @@ def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **o
         JCAModel.from_pretrained(start),
         windows,
         scored(selected),
-        arguments,
+        recipe.end_to_end,
         folder,
         processor,
         seed,
         data.num_workers,
         report=scored(reported),
+        settings=settings,
         about=_about(recipe, "end_to_end", fold),
         **options,
     )

@@ -6,10 +6,12 @@ Trains what has not been trained yet; mean and standard deviation over seeds and
 import argparse
 import json
 import sys
+from datetime import timedelta
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
-from jca.corpus import CorpusError
 from jca.recipes import ROWS, load_recipe
 from jca.training import train_encoder, train_fusion
 
@@ -37,6 +39,8 @@ def main():
         "--folds", type=int, nargs="+", default=[None], help="of the cross-validation; the official split without it"
     )
     arguments = parser.parse_args()
+    # while features are extracted, the last process may be at a long video
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     results = {row: [] for row in arguments.rows}
     try:
         recipe = load_recipe(arguments.recipe)
@@ -49,8 +53,10 @@ def main():
                     folder = train_fusion(recipe, seed, fold, row)
                     reported = json.loads((folder / "metrics.json").read_text())["reported"]
                     results[row].append([reported["ccc_valence"], reported["ccc_arousal"], reported["ccc"]])
-    except (CorpusError, FileNotFoundError, ValueError) as error:
+    except (OSError, FloatingPointError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    if not accelerator.is_main_process:
+        return
     split = "the validation split" if arguments.folds == [None] else f"folds {arguments.folds}"
     print(f"CCC over all labelled frames of {split} of {recipe.data.root}, seeds {arguments.seeds}:\n")
     print("| fusion | valence | arousal | mean | paper, valence | paper, arousal |\n|---|---|---|---|---|---|")

@@ -49,7 +49,7 @@ def main():
     try:
         dataset = load_corpus(arguments.data, arguments.split)
         features = extract_features(dataset, model, processor, arguments.hop, arguments.cache)
-    except CorpusError as error:
+    except (CorpusError, ValueError) as error:
         sys.exit(str(error))
     curves = {
         modality: missing_curve(model, features, processor, arguments.hop, modality, seed=arguments.seed)

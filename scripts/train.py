@@ -5,9 +5,11 @@ A run that was stopped goes on from its newest complete checkpoint and ends with
 
 import argparse
 import sys
+from datetime import timedelta
 
-from jca.checkpoints import CheckpointError
-from jca.corpus import CorpusError
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
 from jca.recipes import STAGES, load_recipe
 from jca.training import train_encoder, train_end_to_end, train_fusion
 
@@ -27,19 +29,24 @@ def main():
     )
     parser.add_argument("--log_with", help="a tracker of Accelerate's: tensorboard, trackio, wandb, ...")
     arguments = parser.parse_args()
+    # while features are extracted, the last process may be at a long video
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     options = {"resume": arguments.resume == "latest", "log_with": arguments.log_with}
     try:
         recipe = load_recipe(arguments.recipe)
         for fold in arguments.folds:
             for seed in arguments.seeds:
-                for stage in arguments.stage or STAGES[:3]:
+                needed = [stage for stage in STAGES[:3] if stage not in recipe.encoders]
+                for stage in arguments.stage or needed:
+                    if stage not in recipe.given:
+                        raise ValueError(f"{arguments.recipe} has no section {stage}: write one, see recipes/.")
                     if stage in ("video", "audio"):
                         folder = train_encoder(recipe, stage, seed, fold, **options)
                     else:
                         train = train_fusion if stage == "fusion" else train_end_to_end
                         folder = train(recipe, seed, fold, **options)
-                    print(f"{stage}: {folder}")
-    except (CheckpointError, CorpusError, FileNotFoundError, FloatingPointError, ValueError) as error:
+                    accelerator.print(f"{stage}: {folder}")
+    except (OSError, FloatingPointError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from the newest checkpoint.", file=sys.stderr)

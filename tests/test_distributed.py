@@ -88,7 +88,7 @@ def assert_same_training(folder, reference):
     assert weights.keys() == expected.keys()
     assert max((weights[name] - tensor).abs().max() for name, tensor in expected.items()) <= 1e-5
     said, before = (json.loads((path / "metrics.json").read_text()) for path in (folder, reference))
-    assert (said["processes"], before["processes"]) == (2, 1)
+    assert (said["settings"]["processes"], before["settings"]["processes"]) == (2, 1)
     for ours, theirs in zip(said["history"], before["history"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert before["best"]["epoch"] == 1  # what is compared has seen every step

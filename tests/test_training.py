@@ -24,7 +24,7 @@ from jca.affwild2 import load_affwild2
 from jca.checkpoints import CheckpointError, latest_checkpoint
 from jca.corpus import make_dataset
 from jca.preparation import prepare
-from jca.recipes import StageArguments, build_model, load_recipe, load_splits
+from jca.recipes import ROWS, StageArguments, build_model, load_recipe, load_splits
 from jca.training import backward, fit, parameter_groups, train_encoder, train_end_to_end, train_fusion
 
 
@@ -77,7 +77,7 @@ def test_three_stages_learn_what_face_and_voice_carry(recipe):
     )
     with pytest.raises(
         ValueError,
-        match="fusion was trained with num_epochs=10, and the recipe now says num_epochs=3: remove the folder or name",
+        match="fusion was trained with num_epochs=10, and now num_epochs=3 is asked for: remove the folder or name",
     ):
         train_fusion(replace(recipe, fusion=replace(recipe.fusion, num_epochs=3)))
 
@@ -194,7 +194,7 @@ def test_checkpoints_of_another_recipe_are_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_toy(tmp_path, stop_at(2))
     with pytest.raises(
-        ValueError, match=r"was trained with learning_rate=0\.01, and the recipe now says learning_rate=0\.1"
+        ValueError, match=r"was trained with learning_rate=0\.01, and now learning_rate=0\.1 is asked for"
     ):
         train_toy(tmp_path, learning_rate=0.1)
     arguments = StageArguments(learning_rate=0.1, batch_size=8, num_epochs=1)
@@ -300,7 +300,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
 def test_the_metrics_file_says_where_its_numbers_come_from(tmp_path):
     result = train_toy(tmp_path, num_epochs=1)
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))
-    assert {"time", "commit", "versions", "hardware", "seed", "processes", "seconds", "arguments"} <= set(result)
+    assert {"time", "commit", "versions", "hardware", "seed", "seconds", "settings"} <= set(result)
     assert result["versions"]["torch"] == torch.__version__
 
 
@@ -376,7 +376,7 @@ def test_command_line_under_accelerate_in_bf16(recipe, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     folder = tmp_path / "run/seed-0/fusion"
     assert f"fusion: {folder}" in run.stdout
-    assert json.loads((folder / "metrics.json").read_text())["mixed_precision"] == "bf16"
+    assert json.loads((folder / "metrics.json").read_text())["settings"]["mixed_precision"] == "bf16"
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_not_kept(tmp_path):
@@ -512,6 +512,7 @@ def test_recipes_name_encoders_that_are_trained(recipe, tmp_path):
     trained = tiny_model(seed=7)
     trained.video_encoder.save_pretrained(tmp_path / "video")
     content["encoders"] = {"video": str(tmp_path / "video")}
+    del content["processor"]  # it is what the encoders expect
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     model = build_model(load_recipe(tmp_path / "recipe.yaml"))
     theirs = trained.video_encoder.state_dict()
@@ -521,3 +522,79 @@ def test_recipes_name_encoders_that_are_trained(recipe, tmp_path):
 def test_fusion_before_its_encoders_is_refused(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no trained video encoder, .* train the stage 'video' first"):
         train_fusion(replace(load_recipe(recipe), output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", [p.name for p in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))])
+def test_every_stage_and_row_of_a_recipe_can_be_built(name):
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / name)
+    recipe = replace(recipe, encoders={})  # those are downloaded
+    with torch.device("meta"):
+        for row, changes in {"fusion": {}, **ROWS}.items():
+            assert build_model(recipe, **changes).regressors, row
+
+
+def test_a_face_that_is_all_there_is_is_not_dropped(tmp_path):
+    """Modality dropout of a recipe is no handicap of its unimodal rows."""
+    for share in (0.0, 0.9):
+        model = tiny_model(modalities=["video"], fusion="concat")
+        arguments = StageArguments(learning_rate=0.01, batch_size=8, num_epochs=1, modality_dropout=share)
+        fit(model, toy(), lambda model, pictures: {"ccc": 0.0}, arguments, tmp_path / str(share), tiny_processor())
+    assert equal(weights(tmp_path / "0.0"), weights(tmp_path / "0.9"))
+
+
+def test_a_run_does_not_go_on_with_other_processes_or_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, stop_at(2))
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    settings = json.loads((checkpoint / "settings.json").read_text())
+    (checkpoint / "settings.json").write_text(json.dumps({**settings, "processes": 3}, indent=1))
+    with pytest.raises(ValueError, match=r"was trained with processes=3, and now processes=1 is asked for"):
+        train_toy(tmp_path)
+
+
+def test_damaged_checkpoints_that_lie_ahead_do_not_push_out_good_ones(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, stop_at(4))
+    checkpoints = tmp_path / "checkpoints"
+    for path in checkpoints.glob("step-????????"):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, stop_at(2))
+    assert latest_checkpoint(checkpoints).name == "step-00000005"
+
+
+def test_fewer_samples_than_processes_take_still_train(tmp_path):
+    codes = run(partial(train_toy, tmp_path, batch_size=30, num_epochs=1), world=2)
+    assert codes == [0, 0]
+    assert json.loads((tmp_path / "metrics.json").read_text())["best"] is not None
+
+
+def track_twice(folder):
+    for name in ("a", "b"):
+        model = tiny_model()
+        model.freeze_encoders()
+        arguments = StageArguments(batch_size=8, num_epochs=1)
+        fit(model, toy(), moved, arguments, folder / name, tiny_processor(), log_with="tensorboard")
+
+
+def test_stages_that_follow_each_other_are_tracked_on_two_processes(tmp_path):
+    assert run(track_twice, tmp_path, world=2) == [0, 0]
+    assert all(list((tmp_path / name / "logs").rglob("events.*")) for name in ("a", "b"))
+
+
+def test_keys_that_would_be_passed_over_are_refused(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    for change, message in (
+        ({"processor": {"video_processor": {"sise": 16}}}, "section processor, video_processor: there is no key sise"),
+        ({"processor": {"fps": 25}}, "section processor: there is no key fps"),
+        ({"model": {"video_config": {"model_type": "r2plus1d", "spatial_sise": 7}}}, "video_config: there is no key"),
+        ({"fusion": {"patience": 0}}, r"section fusion: patience=0 must be a whole number of at least 1"),
+        ({"fusion": {"batch_size": 16.5}}, "section fusion: batch_size=16.5 must be a whole number"),
+    ):
+        (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**content, **change}))
+        with pytest.raises(ValueError, match=message):
+            load_recipe(tmp_path / "bad.yaml")
+    for text in ("", "a: [1"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.yaml"):
+            load_recipe(tmp_path / "bad.yaml")
