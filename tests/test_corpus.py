@@ -4,6 +4,7 @@ from media import write_video
 from quirks import SLOWING, write_timed_video
 from release import RATE
 
+import jca
 from jca.corpus import (
     ROW,
     CorpusError,
@@ -186,3 +187,11 @@ def test_parts_of_nearly_the_same_length():
     assert split_by_length([3, 3, 3], 2) == [[0, 2], [1]]  # the same on every machine
     assert split_by_length([4], 3) == [[0], [], []]
     assert split_by_length([], 2) == [[], []]
+
+
+def test_what_reads_data_is_found_in_the_package():
+    for name in ("load_affwild2", "load_corpus", "load_csv", "load_prepared", "prepare", "extract_features"):
+        assert callable(getattr(jca, name))
+        assert name in jca.__all__
+    with pytest.raises(AttributeError, match="no attribute 'load_everything'"):
+        jca.load_everything  # noqa: B018
