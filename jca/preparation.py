@@ -339,9 +339,12 @@ def open_prepared(path: str | Path) -> tuple[pa.Table, dict]:
     """
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-        return table, json.loads(table.schema.metadata[b"jca"])
+        facts = json.loads(table.schema.metadata[b"jca"])
+        if facts["made_from"][0] != FORMAT:
+            raise KeyError(f"its format is {facts['made_from'][0]}, not {FORMAT}")
     except (pa.ArrowInvalid, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no file of a prepared corpus ({error}): prepare it again.") from error
+    return table, facts
 
 
 def load_prepared(folder: str | Path, split: str) -> Dataset:

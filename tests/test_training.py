@@ -585,9 +585,12 @@ def test_stages_that_follow_each_other_are_tracked_on_two_processes(tmp_path):
 def test_keys_that_would_be_passed_over_are_refused(recipe, tmp_path):
     content = yaml.safe_load(recipe.read_text())
     for change, message in (
-        ({"processor": {"video_processor": {"sise": 16}}}, "section processor, video_processor: there is no key sise"),
+        (
+            {"processor": {"video_processor": {"width": 16}}},
+            "section processor, video_processor: there is no key width",
+        ),
         ({"processor": {"fps": 25}}, "section processor: there is no key fps"),
-        ({"model": {"video_config": {"model_type": "r2plus1d", "spatial_sise": 7}}}, "video_config: there is no key"),
+        ({"model": {"video_config": {"model_type": "r2plus1d", "spatial_width": 7}}}, "video_config: there is no key"),
         ({"fusion": {"patience": 0}}, r"section fusion: patience=0 must be a whole number of at least 1"),
         ({"fusion": {"batch_size": 16.5}}, "section fusion: batch_size=16.5 must be a whole number"),
     ):
