@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from jca.metrics import score
-from jca.windows import MediaWindowDataset, WindowBatch, WindowDataset
+from jca.windows import PlacedWindows, WindowBatch, WindowDataset
 from modeling_jca import JCAModel
 from pipeline_jca import timeline
 from processing_jca import JCAProcessor
@@ -47,7 +47,7 @@ def outputs(
 
 def predict_windows(
     model: JCAModel,
-    windows: WindowDataset | MediaWindowDataset,
+    windows: PlacedWindows,
     frame_rate: float,
     smoothing: int | str | Mapping[str, int] | None = None,
     batch_size: int = 64,
@@ -87,7 +87,7 @@ def predict(
 
 def score_windows(
     model: JCAModel,
-    windows: WindowDataset | MediaWindowDataset,
+    windows: PlacedWindows,
     labels: Sequence[np.ndarray],
     frame_rate: float,
     names: Sequence[str],

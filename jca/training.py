@@ -41,7 +41,7 @@ from jca.features import extract_features
 from jca.metrics import score
 from jca.preparation import file_hash
 from jca.recipes import ROWS, Recipe, StageArguments, build_model, build_processor, load_splits
-from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, WindowBatch, WindowDataset
+from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, PlacedWindows, WindowBatch, WindowDataset
 from modeling_jca import JCAModel, ccc_loss
 from processing_jca import JCAProcessor
 
@@ -323,7 +323,7 @@ def _schedule(optimizer, groups, steps, per_epoch, arguments):
 def _epoch_size(dataset: Dataset, arguments: StageArguments) -> int:
     if arguments.samples_per_epoch is not None:
         return arguments.samples_per_epoch
-    if isinstance(dataset, (WindowDataset, MediaWindowDataset)):  # the paper's epoch
+    if isinstance(dataset, PlacedWindows):  # the paper's epoch
         return max(1, dataset.num_clips // len(dataset.offsets))
     return len(dataset)
 

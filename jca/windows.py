@@ -123,14 +123,32 @@ class WindowBatch(Sequence):
         return items.tensors if isinstance(items, WindowBatch) else default_collate(items)
 
 
-class WindowDataset(torch.utils.data.Dataset):
+class PlacedWindows(torch.utils.data.Dataset):
+    """Where the windows of some videos stand: `rows` `(windows,)` and `ends` `(windows, clips)`, end frames on the grid."""
+
+    def place(self, num_frames: list[int], processor: JCAProcessor, hop: int, every_phase: bool) -> None:
+        """Of videos with `num_frames` grid frames each, see [`window_firsts`]."""
+        firsts = [window_firsts(count, processor, hop, every_phase) for count in num_frames]
+        self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
+        self.firsts = np.concatenate(firsts)
+        self.offsets = np.arange(processor.num_clips) * processor.span
+        self.num_clips = sum(count // hop for count in num_frames)
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self.firsts[:, None] + self.offsets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class WindowDataset(PlacedWindows):
     """
     Windows of the rows of [`extract_features`] as the model's inputs: `video_features`, `audio_features` `(clips, size)`
     float16, `video_mask`, `audio_mask` `(clips,)` and `labels` `(clips, outputs)`, -5 where a clip ends with a frame that
     is not annotated: such a window stays, and the loss leaves the clip out.
 
-    `rows` `(windows,)` and `ends` `(windows, clips)` say where each window stands, `times` holds the seconds of each row's
-    frames.
+    `times` holds the seconds of each row's frames.
 
     Args:
         hop: of the features, and the shift between two windows: with 1 all phases of the paper's windows are there.
@@ -149,19 +167,9 @@ class WindowDataset(torch.utils.data.Dataset):
             labels_at(ends, times, labels, processor.frame_rate)
             for ends, times, labels in zip(self.end_frames, self.times, _views(features, "labels"), strict=True)
         ]
-        self.offsets, self.step = np.arange(processor.num_clips) * processor.span, processor.span // hop
+        self.step = processor.span // hop
         num_frames = [round(times[-1] * processor.frame_rate) + 1 for times in self.times]
-        firsts = [window_firsts(count, processor, hop, every_phase) for count in num_frames]
-        self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
-        self.firsts = np.concatenate(firsts)
-        self.num_clips = sum(int((ends < n).sum()) for ends, n in zip(self.end_frames, num_frames, strict=True))
-
-    @property
-    def ends(self) -> np.ndarray:
-        return self.firsts[:, None] + self.offsets
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        self.place(num_frames, processor, hop, every_phase)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
@@ -190,7 +198,7 @@ class WindowDataset(torch.utils.data.Dataset):
         return WindowBatch({name: torch.from_numpy(values) for name, values in batch.items()})
 
 
-class MediaWindowDataset(torch.utils.data.Dataset):
+class MediaWindowDataset(PlacedWindows):
     """
     Windows of a prepared corpus as the model's inputs from pixels and sound, for end-to-end training: `pixel_values`, what
     the audio encoder reads, masks and `labels` as of [`WindowDataset`]. Read and cut when asked for.
@@ -198,27 +206,13 @@ class MediaWindowDataset(torch.utils.data.Dataset):
 
     def __init__(self, rows: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
         self.paths, self.processor = rows["media_path"][:], processor
-        self.times, firsts, self.num_clips = [], [], 0
-        self.frame_labels = [frame_labels(row) for row in rows]
-        for path in self.paths:
-            video = PreparedVideo(path, processor)
-            self.times.append(video.times)
-            firsts.append(window_firsts(video.num_grid_frames, processor, hop, every_phase))
-            self.num_clips += video.num_grid_frames // hop
-        self.offsets = np.arange(processor.num_clips) * processor.span
-        self.rows = np.repeat(np.arange(len(firsts), dtype=np.int32), [len(first) for first in firsts])
-        self.firsts = np.concatenate(firsts)
+        videos = [PreparedVideo(path, processor) for path in self.paths]
+        self.times, self.frame_labels = [video.times for video in videos], [frame_labels(row) for row in rows]
+        self.place([video.num_grid_frames for video in videos], processor, hop, every_phase)
         self._open = None
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_open": None}
-
-    @property
-    def ends(self) -> np.ndarray:
-        return self.firsts[:, None] + self.offsets
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if self._open is None:
