@@ -12,7 +12,6 @@ from jca.corpus import frame_labels
 # Okabe and Ito's blue and vermilion: told apart in colour-blind sight and, by their lines, in grey print
 COLORS = {"valence": "#0072B2", "arousal": "#D55E00"}
 LINES = {"valence": "-", "arousal": "--"}
-GAP_COLOR = "0.88"
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:

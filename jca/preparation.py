@@ -323,7 +323,8 @@ def is_prepared(folder: str | Path) -> bool:
 
 def _read_index(folder: Path) -> dict[str, dict]:
     if not (folder / INDEX).exists():
-        raise CorpusError(folder, [f"there is no {INDEX}: let scripts/prepare_affwild2.py end"])
+        how = f"`scripts/prepare_affwild2.py DATA {folder}` makes it, or goes on with it"
+        raise CorpusError(folder, [f"there is no {INDEX}: let scripts/prepare_affwild2.py end ({how})"])
     try:
         return json.loads((folder / INDEX).read_text())
     except ValueError as error:
