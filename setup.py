@@ -22,7 +22,15 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     # the flat modules travel with checkpoints and are importable on their own; jca/ is what a checkpoint need not carry
-    py_modules=["configuration_jca", "encoders_jca", "fusions_jca", "modeling_jca", "processing_jca", "pipeline_jca"],
+    py_modules=[
+        "configuration_jca",
+        "encoders_jca",
+        "fusions_jca",
+        "media_jca",
+        "modeling_jca",
+        "pipeline_jca",
+        "processing_jca",
+    ],
     packages=find_packages(include=["jca", "jca.*"]),
     package_data={"jca": ["py.typed"]},
     install_requires=[

@@ -11,8 +11,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
+from media_jca import REORDER_FRAMES, open_media
 from modeling_jca import IGNORED_LABEL
-from processing_jca import REORDER_FRAMES, open_media
 
 
 logger = logging.get_logger(__name__)

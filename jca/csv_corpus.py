@@ -40,8 +40,8 @@ from jca.corpus import (
     probe_media,
     shift_labels,
 )
+from media_jca import open_media
 from modeling_jca import IGNORED_LABEL
-from processing_jca import open_media
 
 
 REQUIRED = ("media", "time", "valence", "arousal")

@@ -23,8 +23,9 @@ from transformers.utils import logging
 
 from jca.corpus import CorpusError, Media, compare_lengths, frame_labels, make_dataset, make_row, write_whole
 from jca.pools import process_pool
+from media_jca import Waveform, decode_picture
 from modeling_jca import IGNORED_LABEL
-from processing_jca import JCAProcessor, Waveform, WindowBuffer, decode_picture, nearest_frames
+from processing_jca import JCAProcessor, WindowBuffer, nearest_frames
 
 
 logger = logging.get_logger(__name__)

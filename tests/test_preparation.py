@@ -16,7 +16,8 @@ from release import write_crop, write_release
 from jca.affwild2 import load_affwild2
 from jca.corpus import ROW, CorpusError, load_corpus, make_dataset, make_row, probe_media
 from jca.preparation import PreparedVideo, check_prepared, load_prepared, open_prepared, prepare, video_windows
-from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor, decode_picture
+from media_jca import decode_picture
+from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
 import jca
-from processing_jca import Waveform, clip_frames, window_plan
+from media_jca import Waveform
+from processing_jca import clip_frames, window_plan
 
 
 GOLDEN = Path(__file__).parent / "golden"
