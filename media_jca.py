@@ -1,16 +1,37 @@
-"""Media -> pictures and samples: one PyAV pass over both streams of a file, on one clock, in constant memory."""
+"""Media -> pictures and samples: one PyAV pass over both streams of anybody's file, on one clock, in constant memory.
+
+Nothing in a file can open another file or address: containers are chosen from a list, FFmpeg is handed bytes, and what it
+asks for besides is refused.
+"""
 
 import heapq
+import http.client
 import io
+import ipaddress
+import math
 import os
+import re
+import socket
+import ssl
+import sys
+import tempfile
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from base64 import b64encode
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fnmatch import fnmatch
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from transformers.utils import logging
 
 
 try:  # not at the mercy of `check_imports`: arrays of features need no decoder
@@ -18,11 +39,84 @@ try:  # not at the mercy of `check_imports`: arrays of features need no decoder
 except ImportError:
     av = None
 
-logger = logging.get_logger(__name__)
+try:  # adds its certificates to the system's, of which some installations of Python know none
+    import certifi
+except ImportError:
+    certifi = None
 
 AUDIO_GAP_SECONDS = 0.05  # a jump of the audio clock above this is a gap, below it is jitter of the container
 ONE_PICTURE_A_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1")  # codecs in which none is hidden or empty
 REORDER_FRAMES = 16  # H.264 and HEVC show at most so many frames in another order than they store them
+MISSING_SECONDS = 0.5  # by which containers round what they promise
+LOUDEST = 100.0  # 40 dB above full scale: no sound is, what a damaged packet decodes to may be
+LOWEST_RATE = 1000  # Hz: a header with less is damaged, and a second of it would become hours
+JUMP_SECONDS = 10.0  # by which a clock that goes on may step at most: twice what interleaving needs
+PAUSE_SECONDS = 3600.0  # longest picture of a screen recording, in containers whose clock never starts anew
+MOST_CHANNELS = 8  # that FFmpeg mixes to one
+MOST_WAITING = 128  # pictures that a decoder holds back, on many threads
+MOST_STRETCHED = 4  # width of a pixel to its height, above which a header is damaged
+UNSPECIFIED = 2  # colour space, FFmpeg's number
+READ_BYTES = 1 << 16
+INDEX_BYTES = 1 << 20  # of a stream that are looked through for an mp4's index
+
+# FFmpeg's names. Those that read other files (hls, dash, concat, sdp, image2, ...) or text (tty, ...) are not among them.
+VIDEO_FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mxf,rm,wtv,nut,gif,apng,dv,swf,ivf,gxf,nsv,dhav,h264,hevc,vvc,av1,obu,m4v,"
+    "mpegvideo,h263,mjpeg,yuv4mpegpipe"
+)
+AUDIO_FORMATS = "wav,w64,mp3,aac,ac3,eac3,dts,flac,aiff,au,caf,amr,ape,wv,tta"  # to say that they hold no picture
+PICTURE_FORMATS = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,gif,apng"
+RESTARTING_FORMATS = ("mpegts", "mpeg")  # whose clock may start anew in the middle: joined recordings, DVDs
+FRAGMENTED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
+LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "srt", "tcp", "tls", "udp")
+LIVE_OPTIONS = {"probesize": "1000000", "analyzeduration": "1000000"}  # bytes and microseconds until it is opened
+HEIF_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
+WEBCAMS = {"linux": ("v4l2", "/dev/video{}", {}), "darwin": ("avfoundation", "{}", {"framerate": "30"})}
+SCALING = av and (  # without the last two white would not be white
+    av.video.reformatter.Interpolation.BILINEAR
+    | av.video.reformatter.Interpolation.ACCURATE_RND
+    | av.video.reformatter.Interpolation.FULL_CHR_H_INT
+)
+KINDS = {  # by the first bytes
+    "a playlist, which would have other files or addresses opened": rb"#EXTM3U|ffconcat version|\[playlist\]|\[reference\]"
+    rb"|<(\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(MPD|asx|smil|SmoothStreamingMedia)\b|v=0\s+o=",
+    "a picture": rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|<(\?xml[^>]*>\s*)?svg",
+    "a web page": rb"<(!doctype )?html",
+}
+
+
+class MediaError(ValueError):
+    """Something is wrong with the media: it can not be opened, or what it holds can not be used."""
+
+
+class MediaLimitError(MediaError):
+    """The media is larger, longer or slower than [`Limits`] allow."""
+
+
+class IncompleteMediaWarning(UserWarning):
+    """Part of the media did not come or could not be decoded; the rest is used."""
+
+
+class Limits(NamedTuple):
+    """
+    What media may cost, for files and servers that are not one's own.
+
+    Args:
+        max_pixels (`int`, defaults to 40 million): of a frame as it is stored; 8K has 33 million.
+        max_seconds (`float`, defaults to a day): of media.
+        max_bytes (`int`, defaults to 4 GiB): of a download, and of a stream that can not be wound back.
+        timeout (`float`, defaults to 20): seconds to wait for the next bytes of a URL.
+        max_download_seconds (`float`, defaults to an hour): for all of a download.
+        redirect_hosts (`tuple[str]`, defaults to the Hub's storage): hosts, `*` allowed, to which an http URL may be
+            redirected besides its own, whose "www." and https are its own.
+    """
+
+    max_pixels: int = 40_000_000
+    max_seconds: float | None = 86_400.0
+    max_bytes: int = 4 << 30
+    timeout: float = 20.0
+    max_download_seconds: float = 3600.0
+    redirect_hosts: tuple[str, ...] = ("*.hf.co", "*.huggingface.co")
 
 
 class Waveform:
@@ -57,105 +151,688 @@ class Waveform:
         del self.starts[:index], self.pieces[:index]
 
 
+# Opening -------------------------------------------------------------------------------------------------------------
+
+
 def describe(source: Any) -> str:
     """A source as an error names it."""
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>"
+    if isinstance(source, int):
+        return f"webcam {source}"
     if isinstance(source, np.ndarray):
         return f"<array of shape {source.shape}>"
-    # a path from a NumPy array has a class of its own, which says nothing
-    return repr(str(source) if isinstance(source, (str, os.PathLike)) else source)
+    if not isinstance(source, (str, os.PathLike)):
+        return repr(source)
+    # a path from a NumPy array has a class of its own, which says nothing; a URL may hold a password
+    return repr(re.sub(r"(?<=://)[^/@]*@", "", str(source)))
 
 
-def open_media(source: Any) -> "av.container.InputContainer":
+class SourceBytes:
+    """The bytes of a file object as FFmpeg reads them: a stream that can not be wound back may be peeked into, and holds
+    no more than `max_bytes`."""
+
+    def __init__(self, file: Any, description: str, max_bytes: int):
+        self.file, self.description = file, description
+        self.head = b""  # of what has been read, to say what it is
+        self.name = description.strip("'")
+        self.windable = file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
+        self.left = float("inf") if self.windable else max_bytes
+        self.max_bytes = max_bytes
+        self.peeked = b""
+        if self.windable:
+            file.seek(0)
+
+    def seekable(self) -> bool:
+        return self.windable
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError):  # beyond its ends, where damaged files point
+            return -1
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, as soon as there are some."""
+        if self.peeked:
+            data, self.peeked = self.peeked[:size], self.peeked[size:]
+            return data
+        # `read` of a pipe would wait until all have come
+        data = getattr(self.file, "read1", self.file.read)(size)
+        if not isinstance(data, bytes) or len(data) > size:
+            raise MediaError(f"{self.description} does not read as a binary file does: open it with mode 'rb'.")
+        if len(self.head) < 64:
+            self.head += data[:4096]
+        self.left -= len(data)
+        if self.left < 0:
+            raise MediaLimitError(
+                f"{self.description} is longer than {self.max_bytes:,} bytes: give a shorter one or a larger "
+                "Limits.max_bytes."
+            )
+        return data
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, or all if there are fewer."""
+        if self.windable:
+            position = self.tell()
+            data = self.file.read(size)
+            self.seek(position)
+            return data if isinstance(data, bytes) else self.read(size)  # which says what is wrong
+        kept, self.peeked = self.peeked, b""
+        while len(kept) < size and (data := self.read(size - len(kept))):
+            kept += data
+        self.peeked = kept
+        return kept[:size]
+
+
+def index_is_last(source: SourceBytes) -> bool:
+    """Whether this is an mp4 or mov (ISO/IEC 14496-12) with its data before its index, without which it says nothing."""
+    position = 0
+    while position < INDEX_BYTES:
+        header = source.peek(position + 16)[position:]
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if kind not in (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"pnot", b"udta", b"mdat"):
+            return False
+        if kind == b"mdat":
+            return True
+        position += max(length, 8)
+    return False
+
+
+def refuse(url: str, flags: int, options: dict) -> None:
+    """FFmpeg's way to open what a file refers to."""
+    raise MediaError(f"A media file may not open another: {url!r}.")
+
+
+LIMITS = Limits()
+
+
+def open_media(source: Any, limits: Limits = LIMITS) -> "av.container.InputContainer":
     """
-    Open a path, URL, bytes or binary file object.
+    Open anybody's media: what it may be and cost is limited.
+
+    Args:
+        source: a path; a URL (http and https, which are fetched first; rtsp, rtmp, srt, udp, tcp, ... as far as FFmpeg was
+            built with them, which are live); bytes; a binary file object, of which a pipe need not be seekable; the
+            number of a webcam.
+        limits (`Limits`).
 
     Raises:
         ImportError: without PyAV.
-        FileNotFoundError, IsADirectoryError: if the path is none of a file.
-        ValueError: if FFmpeg finds no media in it, or no video stream.
+        FileNotFoundError, IsADirectoryError: if the path is none of a file, or there is no such webcam.
+        MediaError: if FFmpeg finds no media in it, no video stream, or the URL can not be fetched.
+        MediaLimitError: if it is larger, longer or slower than `limits`.
     """
     if av is None:
         raise ImportError("Reading media needs PyAV: pip install av")
     name = describe(source)
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    elif isinstance(source, os.PathLike):
+    if isinstance(source, int):
+        return check(open_webcam(source, limits), name, limits)
+    scheme = None
+    if isinstance(source, (str, os.PathLike)):
         source = os.fspath(source)
-    if isinstance(source, str) and "://" not in source:
-        if os.path.isdir(source):
-            raise IsADirectoryError(f"{name} is a folder: give a video file.")
-        if not os.path.exists(source):
-            raise FileNotFoundError(f"There is no file {name}: give the path or URL of a video.")
+        scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+)://", source)
+        scheme = scheme and scheme[1].lower()
+    if scheme in LIVE_PROTOCOLS:
+        return check(open_live(source, name, limits), name, limits)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        file = io.BytesIO(source)
+    elif not isinstance(source, str):
+        file = source
+    elif scheme in ("http", "https"):
+        file = fetch(source, limits)
+    elif scheme in (None, "file"):
+        file = open_file(urllib.request.url2pathname(source[7:]) if scheme else source)
+    else:
+        raise MediaError(f"{name}: {scheme} is not known. Choose one of http, https, {', '.join(LIVE_PROTOCOLS)}.")
+    data = SourceBytes(file, name, limits.max_bytes)
+    if not data.windable and index_is_last(data):
+        data = SourceBytes(keep(iter(lambda: data.read(READ_BYTES), b"")), name, limits.max_bytes)
+    options = {"format_whitelist": f"{VIDEO_FORMATS},{AUDIO_FORMATS}", "protocol_whitelist": "none"}
+    options |= {} if data.windable else LIVE_OPTIONS
     try:
-        container = av.open(source)
-    except (av.error.FFmpegError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} can not be opened as media ({why}): give a file that FFmpeg can play.") from error
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        streams = ", ".join(stream.type for stream in container.streams) or "none"
+        # tags that are no UTF-8 are no reason to refuse a file
+        container = av.open(data, options=options, io_open=refuse, metadata_errors="replace")
+    except MediaError:
+        raise
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise MediaError(explain(name, data.head, error)) from error
+    return check(container, name, limits)
+
+
+def explain(name: str, head: bytes, error: Exception) -> str:
+    """Why something is no media that can be opened, from its first bytes and FFmpeg's error."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for kind, pattern in KINDS.items():
+        if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
+            return f"{name} is {kind}: give the video itself."
+    why = getattr(error, "strerror", None) or error
+    if isinstance(error, av.error.ArgumentError):
+        why = "its format is not one of those that are read"
+    if not head:
+        why = "it is empty"
+    elif head[4:8] == b"ftyp":
+        why = "its index, the moov box, is missing or damaged: was it cut off?"
+    return f"{name} can not be opened as media ({why}): give a file that FFmpeg can play."
+
+
+def streams_of(container: "av.container.InputContainer") -> "tuple[av.VideoStream | None, av.AudioStream | None]":
+    """The first video and the first audio stream that can be decoded; a cover picture is no video."""
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    videos = (stream for stream in container.streams.video if stream.codec_context and not stream.disposition & still)
+    audios = (stream for stream in container.streams.audio if stream.codec_context)
+    return next(videos, None), next(audios, None)
+
+
+def check(container: "av.container.InputContainer", name: str, limits: Limits) -> "av.container.InputContainer":
+    """The container, if it holds video within the limits."""
+    video, _ = streams_of(container)
+    try:
+        if container.metadata.get("major_brand") in HEIF_BRANDS:
+            raise MediaError(f"{name} is a picture: give the video itself.")
+        if video is None:
+            streams = ", ".join(stream.type for stream in container.streams) or "none"
+            raise MediaError(f"{name} has no video stream that can be decoded (streams: {streams}): give a video.")
+        check_size(video.codec_context, name, limits)
+        seconds = max(promises(container).values(), default=0.0)
+        if limits.max_seconds is not None and seconds > limits.max_seconds:
+            raise MediaLimitError(
+                f"{name} is {seconds:,.0f} s long, {limits.max_seconds:,.0f} are allowed: give a shorter one or a larger "
+                "Limits.max_seconds."
+            )
+    except MediaError:
         container.close()
-        raise ValueError(f"{name} has no video stream that can be decoded (streams: {streams}): give a video.")
+        raise
+    video.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of frames whose size changes on the way
     return container
 
 
-def decode(container: "av.container.InputContainer", sampling_rate: int, timing_only: bool = False) -> Iterator[tuple]:
+def check_size(codec: "av.VideoCodecContext", name: str, limits: Limits) -> None:
+    if codec.width * codec.height > limits.max_pixels:
+        raise MediaLimitError(
+            f"{name} has frames of {codec.width}x{codec.height} px, {limits.max_pixels:,} pixels are allowed: make them "
+            "smaller or give a larger Limits.max_pixels."
+        )
+
+
+def open_file(path: str) -> BinaryIO:
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path!r} is a folder: give a video file.")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {path!r}: give the path or URL of a video.") from None
+
+
+def keep(pieces: Iterator[bytes]) -> BinaryIO:
+    """Bytes in a file that has no name and goes with its last reader."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.writelines(pieces)
+    return file
+
+
+def open_live(
+    url: str, name: str, limits: Limits, device: str | None = None, **options: str
+) -> "av.container.InputContainer":
+    """What comes as it happens: a URL of [`LIVE_PROTOCOLS`], or a device of FFmpeg's."""
+    options |= LIVE_OPTIONS | {
+        "format_whitelist": device or f"{VIDEO_FORMATS},rtsp,rtp",
+        "protocol_whitelist": ",".join(LIVE_PROTOCOLS),
+        "rtsp_flags": "prefer_tcp",  # over UDP pictures are torn
+    }
+    try:
+        return av.open(url, format=device, options=options, timeout=limits.timeout, metadata_errors="replace")
+    except av.error.ProtocolNotFoundError as error:
+        raise MediaError(f"{name} can not be opened: this FFmpeg was built without its protocol.") from error
+    except (av.error.ExitError, av.error.TimeoutError) as error:
+        raise MediaLimitError(
+            f"{name}: nothing that can be played came for {limits.timeout:g} s. Is it sending? Else give a larger "
+            "Limits.timeout."
+        ) from error
+    except (av.error.FFmpegError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise MediaError(
+            f"{name} can not be opened as media ({why}): is the address right, and is it sending?"
+        ) from error
+
+
+def open_webcam(number: int, limits: Limits) -> "av.container.InputContainer":
+    device, path, options = WEBCAMS.get(sys.platform, (None, "", {}))
+    try:
+        av.format.ContainerFormat(device or "none", "r")
+    except ValueError:
+        raise MediaError(
+            f"Webcams can not be read on {sys.platform} with this PyAV: pipe what another program records, or give its URL."
+        ) from None
+    if device == "v4l2" and not os.path.exists(path.format(number)):
+        raise FileNotFoundError(f"There is no webcam {number} ({path.format(number)}): is it plugged in?")
+    return open_live(path.format(number), f"webcam {number}", limits, device, **options)
+
+
+# Fetching ------------------------------------------------------------------------------------------------------------
+
+
+def fetch(url: str, limits: Limits) -> BinaryIO:
+    """
+    What an http or https URL gives, in a temporary file that goes with its last reader.
+
+    It is fetched whole because a file can be wound back, needs one request of any server, and is known to be complete
+    before the first frame. Redirects lead to the URL's own host and `limits.redirect_hosts`, and to private addresses only
+    if the URL itself did.
+
+    Raises:
+        MediaError: if it can not be fetched whole; MediaLimitError: if it is larger or slower than `limits`.
+    """
+    name = describe(url)
+    try:
+        visit = Visit(url, limits)
+    except ValueError as error:
+        raise MediaError(f"{name} is no address ({error}): correct it.") from error
+    timer = threading.Timer(limits.max_download_seconds, visit.hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        with visit.open() as response:
+            promised = int(response.headers.get("Content-Length") or -1)
+            if promised > limits.max_bytes:
+                raise too_large(name, promised, limits)
+            file, received = tempfile.TemporaryFile(), 0  # noqa: SIM115
+            while data := response.read1(READ_BYTES):
+                received += len(data)
+                if received > limits.max_bytes:
+                    raise too_large(name, received, limits)
+                file.write(data)
+        if visit.hung_up:
+            raise TimeoutError
+        if received < promised:
+            raise MediaError(f"{name} broke off after {received:,} of {promised:,} bytes: try again.")
+        return file
+    except MediaError:
+        raise
+    except urllib.error.HTTPError as error:
+        raise MediaError(
+            f"{name} can not be fetched (HTTP {error.code} {error.reason}): is the address right?"
+        ) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if visit.hung_up:
+            raise MediaLimitError(
+                f"{name} was not fetched within {limits.max_download_seconds:g} s: fetch it yourself or give a larger "
+                "Limits.max_download_seconds."
+            ) from error
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise MediaLimitError(
+                f"{name}: the server sent nothing for {limits.timeout:g} s: try again or give a larger Limits.timeout."
+            ) from error
+        if isinstance(error, http.client.IncompleteRead):
+            raise MediaError(f"{name} broke off: try again.") from error
+        raise MediaError(f"{name} can not be fetched ({reason}): is the address right?") from error
+    finally:
+        timer.cancel()
+
+
+def too_large(name: str, size: int, limits: Limits) -> MediaLimitError:
+    return MediaLimitError(
+        f"{name} is larger than {limits.max_bytes:,} bytes ({size:,}): give a smaller one or a larger Limits.max_bytes."
+    )
+
+
+class Visit:
+    """A URL and where it leads, each step of which is looked at before anything is read."""
+
+    def __init__(self, url: str, limits: Limits):
+        self.parts, self.limits = urllib.parse.urlsplit(url), limits
+        self.name = describe(url)
+        self.sockets: list[socket.socket] = []
+        self.private = None  # whether the URL's own host has a private address
+        self.hung_up = False
+
+    def open(self) -> http.client.HTTPResponse:
+        host = self.parts.netloc.rpartition("@")[2]
+        url = urllib.parse.urlunsplit((self.parts.scheme, host, self.parts.path, self.parts.query, ""))
+        request = urllib.request.Request(
+            urllib.parse.quote(url, safe="%/:?&=+$,;@!*'()[]~"), headers={"User-Agent": "Mozilla/5.0 (compatible; jca)"}
+        )
+        if self.parts.username is not None:
+            account = urllib.parse.unquote(f"{self.parts.username}:{self.parts.password or ''}")
+            request.add_unredirected_header("Authorization", f"Basic {b64encode(account.encode()).decode()}")
+        opener = urllib.request.OpenerDirector()  # one that knows neither files nor ftp
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            Redirects(self),
+            Connections(self),
+        ):
+            opener.add_handler(handler)
+        return opener.open(request, timeout=self.limits.timeout)
+
+    def redirect(self, url: str) -> None:
+        """Raises a MediaError if it may not be followed."""
+        parts, own = urllib.parse.urlsplit(url), self.parts
+        host = parts.hostname or ""
+        same = host.removeprefix("www.") == own.hostname.removeprefix("www.") and parts.port in (
+            None,
+            80,
+            443,
+            own.port,
+        )
+        if not (same or any(fnmatch(host, pattern) for pattern in self.limits.redirect_hosts)):
+            raise MediaError(
+                f"{self.name} is redirected to {describe(url)}, another host or port: give that URL itself, or its host in "
+                "Limits.redirect_hosts."
+            )
+        if (own.scheme, parts.scheme) == ("https", "http"):
+            raise MediaError(f"{self.name} is redirected to {describe(url)}, without encryption: fetch it yourself.")
+
+    def arrive(self, connection: socket.socket, direct: bool) -> None:
+        """Raises a MediaError if a public host led to a private address; `direct` is False where the peer is a proxy."""
+        self.sockets.append(connection)
+        if self.hung_up:
+            raise TimeoutError
+        if direct:
+            address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+            private = not (getattr(address, "ipv4_mapped", None) or address).is_global
+            if private and self.private is False:
+                raise MediaError(f"{self.name} leads to the private address {address}: fetch it yourself.")
+            self.private = private
+
+    def hang_up(self) -> None:
+        self.hung_up = True
+        for connection in self.sockets:
+            with suppress(OSError):  # that of the class: that of a TLS socket would pull the rug from under who reads
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, visit: Visit):
+        self.visit = visit
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        self.visit.redirect(url)
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+class Connections(urllib.request.HTTPSHandler):
+    http_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, visit: Visit):
+        super().__init__()
+        self.visit = visit
+
+    def http_open(self, request):
+        return self.do_open(partial(self.connection, http.client.HTTPConnection, request), request)
+
+    def https_open(self, request):
+        context = ssl.create_default_context()
+        if certifi is not None:
+            context.load_verify_locations(certifi.where())
+        kind = partial(http.client.HTTPSConnection, context=context)
+        return self.do_open(partial(self.connection, kind, request), request)
+
+    def connection(self, kind: Callable, request: urllib.request.Request, host: str, **options: Any) -> Any:
+        """One that shows its peer to the visit before it sends anything."""
+        connection = kind(host, **options)
+        connect, direct = connection.connect, request.host == urllib.parse.urlsplit(request.full_url).netloc
+
+        def connect_and_look() -> None:
+            connect()
+            self.visit.arrive(connection.sock, direct)
+
+        connection.connect = connect_and_look
+        return connection
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def promises(container: "av.container.InputContainer") -> dict[int | None, float]:
+    """
+    Where media end as their header has it, in seconds on their clock: by index of a stream, or None for all of the file.
+
+    Empty where the container says nothing, or FFmpeg takes it from what there is: MPEG-TS and PS, Ogg, raw streams, what is
+    live.
+    """
+    name, streams = container.format.name.split(",")[0], [stream for stream in streams_of(container) if stream]
+    ends = {}
+    if name == "avi":  # FFmpeg shortens the duration of a file that is cut off, but not the count
+        ends = {s.index: float(s.frames / s.average_rate) for s in streams[:1] if s.average_rate}
+    elif name in ("mov", "mxf", "ivf", "rm"):
+        ends = {s.index: float(((s.start_time or 0) + s.duration) * s.time_base) for s in streams if s.duration}
+    elif name in ("matroska", "flv", "asf", "wtv") and container.duration:
+        ends = {None: container.duration / av.time_base}
+    return {index: seconds for index, seconds in ends.items() if seconds > 0}
+
+
+class Packets:
+    """
+    The packets of a container in its order, until its end or an error, on a clock that goes on where its own starts anew.
+
+    Then `seconds` says where what came ends, and `missing` how much the header promises beyond that.
+    """
+
+    def __init__(self, container: "av.container.InputContainer", name: str, limits: Limits):
+        self.container, self.name, self.limits = container, name, limits
+        self.promises = promises(container)
+        self.restarts = container.format.name in RESTARTING_FORMATS
+        self.offset = 0.0  # seconds by which the container's clock is behind
+        self.newest: dict[int, float] = {}  # by stream, seconds of its newest packet
+        self.ends: dict[int, float] = {}  # by stream, where what is shown of it ends
+        self.counts: Counter[int] = Counter()
+        self.start: float | None = None
+        self.cut: dict[int, bool] = {}  # by stream, whether its last packet is
+        self.error: Exception | None = None
+
+    def __iter__(self) -> "Iterator[av.Packet]":
+        try:
+            for packet in self.container.demux():
+                if packet.dts is not None or packet.pts is not None or packet.size:  # else it is PyAV's, at the end
+                    self.counts[packet.stream.index] += 1
+                    self.place(packet)
+                if packet.size:  # without, it would end the decoder's stream
+                    self.cut[packet.stream.index] = packet.is_corrupt
+                    yield packet
+        except MediaError:
+            raise
+        except (av.error.FFmpegError, OSError) as error:
+            self.error = error
+
+    def place(self, packet: "av.Packet") -> None:
+        """Puts a packet on the clock that goes on, and notes how far that is."""
+        ticks = packet.pts if packet.dts is None else packet.dts
+        if ticks is None or not packet.time_base:
+            return
+        index, unit = packet.stream.index, float(packet.time_base)
+        length, seconds = min((packet.duration or 0) * unit, PAUSE_SECONDS), ticks * unit
+        if self.newest:
+            latest = max(self.newest.values())
+            own = self.newest.get(index, latest)
+            end = max(self.promises.values(), default=None)
+            allowed = (
+                max(latest, end) + JUMP_SECONDS if end else latest + (JUMP_SECONDS if self.restarts else PAUSE_SECONDS)
+            )
+            if not own - JUMP_SECONDS <= seconds + self.offset <= allowed:
+                self.offset = own + min(length, 1.0) - seconds
+        shift = round(self.offset / unit)
+        if packet.pts is not None and abs(packet.pts - ticks) * unit > PAUSE_SECONDS:
+            packet.pts = packet.dts  # no picture is stored so long before it is shown
+        if shift and packet.pts is not None:
+            packet.pts += shift
+        if shift and packet.dts is not None:
+            packet.dts += shift
+        self.newest[index] = seconds + self.offset
+        if not packet.is_discard:  # what an edit list cuts away is not shown
+            shown = (ticks + shift if packet.pts is None else packet.pts) * unit
+            self.ends[index] = max(self.ends.get(index, shown), shown + length)
+            self.start = shown if self.start is None else self.start
+            if self.limits.max_seconds is not None and shown - self.start > self.limits.max_seconds:
+                raise MediaLimitError(
+                    f"{self.name} is longer than {self.limits.max_seconds:,.0f} s: give a shorter one or a larger "
+                    "Limits.max_seconds."
+                )
+
+    @property
+    def seconds(self) -> float:
+        return max(self.ends.values(), default=0.0)
+
+    @property
+    def missing(self) -> float:
+        late, counted = 0.0, self.container.format.name not in FRAGMENTED_FORMATS
+        for index, end in self.promises.items():
+            frames = 0 if index is None else self.container.streams[index].frames
+            counted |= frames > 0
+            if not 0 < frames <= self.counts[index]:  # else all that its table lists have come, whatever their length
+                late = max(late, end - (self.seconds if index is None else self.ends.get(index, 0.0)))
+        if late > MISSING_SECONDS:
+            return late
+        broke_off = self.error is not None or any(self.cut.values())
+        return float("inf") if broke_off and not (self.promises and counted) else 0.0
+
+
+class Voice:
+    """Decoded audio of any rate and layout to mono float32 at `sampling_rate` Hz."""
+
+    def __init__(self, sampling_rate: int):
+        self.sampling_rate = sampling_rate
+        self.resampler, self.kind = None, None
+        self.position, self.expected = 0, 0.0  # of the next sample out; seconds of the next frame in
+
+    def pieces(self, frame: "av.AudioFrame | None") -> Iterator[tuple[float, np.ndarray]]:
+        """`(seconds, samples)` of a frame; None for what is held back at the end."""
+        if frame is not None:
+            if frame.layout.nb_channels > MOST_CHANNELS:
+                frame = first_channel(frame)
+            time = self.expected if frame.time is None else frame.time
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if kind != self.kind or abs(time - self.expected) > AUDIO_GAP_SECONDS:
+                yield from self.push(None)
+                self.resampler = av.AudioResampler(format="flt", layout="mono", rate=self.sampling_rate)
+                self.kind, self.position, self.expected = kind, round(time * self.sampling_rate), time
+            self.expected += frame.samples / frame.sample_rate
+        yield from self.push(frame)
+
+    def push(self, frame: "av.AudioFrame | None") -> Iterator[tuple[float, np.ndarray]]:
+        for piece in self.resampler.resample(frame) if self.resampler else ():
+            samples = piece.to_ndarray()[0]
+            yield self.position / self.sampling_rate, np.where(np.abs(samples) < LOUDEST, samples, np.float32(0))
+            self.position += len(samples)
+
+
+def first_channel(frame: "av.AudioFrame") -> "av.AudioFrame":
+    """Of more channels than FFmpeg can mix."""
+    samples = frame.to_ndarray()
+    samples = samples[:1] if frame.format.is_planar else samples[:, :: frame.layout.nb_channels]
+    mono = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=frame.format.name, layout="mono")
+    mono.sample_rate, mono.time_base, mono.pts = frame.sample_rate, frame.time_base, frame.pts
+    return mono
+
+
+def decode(
+    container: "av.container.InputContainer", sampling_rate: int, timing_only: bool = False, limits: Limits = LIMITS
+) -> Iterator[tuple]:
     """
     Both streams in one pass, in the order of the file, in constant memory.
 
     Yields `("video", seconds, av.VideoFrame)` and `("audio", seconds, samples)`, the samples mono float32 at
     `sampling_rate` Hz. A picture that can not be decoded keeps its place as None; with `timing_only` none is decoded and
-    all come so.
+    all come so. Damaged packets and a file that ends early are an [`IncompleteMediaWarning`], once for all of it.
+
+    The last is `("end", seconds, missing)`: where the media end, and the seconds that their header promises beyond: 0 if
+    all have come or it promises nothing, infinity if the reading broke off and nothing says how much is lost.
+
+    Raises:
+        MediaError: if no picture can be decoded.
+        MediaLimitError: if a picture is larger, or all of it longer, than `limits`.
     """
-    video, audio = container.streams.video[0], next(iter(container.streams.audio), None)
+    video, audio = streams_of(container)
+    name = container.name if container.name.startswith("<") else describe(container.name)
+    packets, voice = Packets(container, name, limits), Voice(sampling_rate)
     video.thread_type = "AUTO"
     rate = float(video.average_rate or video.guessed_rate or 30)
-    last_time = None
+    aspect, coded_aspect = video.sample_aspect_ratio, video.codec_context.sample_aspect_ratio
     keeps_places = video.codec_context.name in ONE_PICTURE_A_PACKET
-    waiting, number = [], 0  # times of packets come in storage order: a heap brings them in order
-    resampler, position, expected = None, 0, None
-    for packet in container.demux([video, audio] if audio else [video]):
-        if packet.stream is video and packet.size and not packet.is_discard:
+    waiting, number, last_time = [], 0, None  # times of packets come in storage order: a heap brings them in order
+    damaged, reasons = Counter(), {}
+    for packet in chain(packets, (flush(stream) for stream in (video, audio) if stream)):
+        stream = packet.stream
+        if stream is video and packet.size and not packet.is_discard:
             number += 1
             heapq.heappush(waiting, number / rate if packet.pts is None else float(packet.pts * packet.time_base))
-        if packet.stream is video and timing_only:
-            while waiting and (len(waiting) > REORDER_FRAMES or not packet.size):  # the last packet is empty
-                yield "video", heapq.heappop(waiting), None
+        if stream is video and timing_only:
+            while waiting and (len(waiting) > REORDER_FRAMES or not packet.size):
+                last_time = heapq.heappop(waiting)
+                yield "video", last_time, None
+            continue
+        if stream is not video and stream is not audio:
             continue
         try:
+            if stream is audio:
+                for frame in packet.decode():
+                    if frame.sample_rate >= LOWEST_RATE:
+                        for piece in voice.pieces(frame):
+                            yield "audio", *piece
+                continue
             decoded = packet.decode()
-        except av.error.InvalidDataError as error:
-            logger.warning(f"{container.name}: a damaged {packet.stream.type} packet ({error.strerror}).")
-            continue
+        except av.error.FFmpegError as error:
+            check_size(video.codec_context, name, limits)
+            damaged[stream.type] += 1
+            reasons.setdefault(stream.type, error.strerror)
+            decoded = []
         for frame in decoded:
-            if packet.stream is video:
-                time = frame.time
-                if time is None or (last_time is not None and time <= last_time):  # no clock, or one that steps back
-                    time = 0.0 if last_time is None else last_time + 1 / rate
-                    keeps_places = False
-                while waiting and waiting[0] <= time:
-                    missing = heapq.heappop(waiting)
-                    if keeps_places and missing < time:  # a later one has come
-                        yield "video", missing, None
-                last_time = time
-                yield "video", time, frame
-            else:
-                time = frame.time if frame.time is not None else expected or 0.0
-                if expected is None or abs(time - expected) > AUDIO_GAP_SECONDS:
-                    for piece in resampler.resample(None) if resampler else ():
-                        yield "audio", position / sampling_rate, piece.to_ndarray()[0]
-                    resampler = av.AudioResampler(format="flt", layout="mono", rate=sampling_rate)
-                    position = round(time * sampling_rate)
-                    expected = time
-                expected += frame.samples / frame.sample_rate
-                for piece in resampler.resample(frame):
-                    yield "audio", position / sampling_rate, piece.to_ndarray()[0]
-                    position += piece.samples
+            time = frame.time
+            if time is None or (last_time is not None and time <= last_time):  # no clock, or one that steps back
+                time = 0.0 if last_time is None else last_time + 1 / rate
+                keeps_places = False
+            while waiting and waiting[0] <= time:
+                missing = heapq.heappop(waiting)
+                if keeps_places and missing < time:  # a later one has come
+                    yield "video", missing, None
+            last_time = time
+            if (coded := video.codec_context.sample_aspect_ratio) and coded != coded_aspect:
+                aspect = coded  # a broadcast changes it on the way
+            frame.opaque = (aspect,)  # the shape of its pixels, which PyAV does not give
+            yield "video", time, frame
+        while len(waiting) > MOST_WAITING:
+            last_time = heapq.heappop(waiting)
+            if keeps_places:
+                yield "video", last_time, None
+    if last_time is None:
+        why = f" ({reasons['video']})" if "video" in reasons else ""
+        raise MediaError(f"{name} holds no video frame that can be decoded{why}: is the file complete?")
     for time in sorted(waiting) if keeps_places else ():
         yield "video", time, None
-    for piece in resampler.resample(None) if resampler else ():
-        yield "audio", position / sampling_rate, piece.to_ndarray()[0]
+    for piece in voice.pieces(None):
+        yield "audio", *piece
+    for kind, count in damaged.items():
+        stream = video if kind == "video" else audio
+        warn(
+            f"{name}: {count:,} of {packets.counts[stream.index]:,} {kind} packets are damaged ({reasons[kind]}) and left "
+            "out."
+        )
+    seconds = max(packets.seconds, last_time + 1 / rate)  # without timestamps pictures are counted
+    if packets.missing:
+        lacks = (
+            "breaks off"
+            if math.isinf(packets.missing)
+            else f"lacks {packets.missing:.1f} s that its header promises and ends"
+        )
+        why = f" ({getattr(packets.error, 'strerror', None) or packets.error})" if packets.error else ""
+        warn(f"{name} {lacks} after {seconds - (packets.start or 0):.1f} s{why}: is the file complete?")
+    yield "end", seconds, packets.missing
+
+
+def flush(stream: "av.VideoStream | av.AudioStream") -> "av.Packet":
+    """What has a decoder give out what it holds back."""
+    packet = av.Packet()
+    packet.stream, packet.time_base = stream, stream.time_base
+    return packet
+
+
+def warn(message: str) -> None:
+    warnings.warn(message, IncompleteMediaWarning, stacklevel=3)
 
 
 def resample(samples: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:
@@ -168,7 +845,89 @@ def resample(samples: np.ndarray, sampling_rate: int, target_rate: int) -> np.nd
     return np.concatenate([p.to_ndarray()[0] for p in [*resampler.resample(frame), *resampler.resample(None)]])
 
 
+# Pictures ------------------------------------------------------------------------------------------------------------
+
 _pictures = threading.local()  # a decoder and a scaler: made anew for each picture they cost ten times the decoding
+
+
+def scaler() -> "av.video.reformatter.VideoReformatter":
+    """This thread's own."""
+    if not hasattr(_pictures, "scaler"):
+        _pictures.scaler = av.video.reformatter.VideoReformatter()
+    return _pictures.scaler
+
+
+def display_matrix(frame: "av.VideoFrame") -> list[int]:
+    """
+    Where a stored pixel is shown: `[a, b, c, d]` so that (x, y) stands at (a x + c y, b x + d y), up to scale and shift, as
+    of an mp4's track (ISO/IEC 14496-12, 8.3.2).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return np.frombuffer(bytes(matrix), np.int32)[[0, 1, 3, 4]].tolist() if matrix else [1, 0, 0, 1]
+
+
+def is_turned(matrix: list[int]) -> bool:
+    """Whether width and height change places."""
+    a, b, c, d = matrix
+    return abs(b) + abs(c) > abs(a) + abs(d)
+
+
+def display_size(frame: "av.VideoFrame") -> tuple[int, int]:
+    """`(width, height)` in px of a frame as a player shows it: turned upright, with square pixels, of which it has as many
+    as are stored or more."""
+    width, height = frame.width, frame.height
+    aspect = frame.opaque[0] if isinstance(frame.opaque, tuple) else None
+    if aspect and MOST_STRETCHED > aspect > 1:
+        width = round(width * aspect)
+    elif aspect and 1 > aspect > 1 / MOST_STRETCHED:
+        height = round(height / aspect)
+    return (height, width) if is_turned(display_matrix(frame)) else (width, height)
+
+
+def upright(frame: "av.VideoFrame", width: int | None = None, height: int | None = None) -> np.ndarray:
+    """
+    A frame that [`decode`] yielded as a player shows it: `(height, width, 3)` uint8 RGB.
+
+    Turned by its display matrix, with square pixels, one field of an interlaced picture (the lines of the other are of
+    another moment), in one pass of the scaler.
+
+    Args:
+        width, height (`int`, *optional*): of the result, in px; left out, `display_size(frame)`.
+
+    Raises:
+        MediaError: if FFmpeg can not convert its pixels.
+    """
+    if width is None or height is None:
+        width, height = display_size(frame)
+    a, b, c, d = matrix = display_matrix(frame)
+    turned = is_turned(matrix)
+    if turned:
+        width, height = height, width
+    fields = 2 if frame.interlaced_frame else 1  # FFmpeg scales them apart, and lays them into each other again
+    untagged_hd = frame.colorspace == UNSPECIFIED and (frame.width >= 1280 or frame.height > 576)
+    same = (width, height) == (frame.width, frame.height)
+    try:
+        picture = (
+            scaler()
+            .reformat(
+                frame,
+                width,
+                fields * height,
+                "rgb24",
+                src_colorspace="ITU709" if untagged_hd else None,  # as players take it
+                interpolation=None if same else SCALING,
+                threads=1,
+            )
+            .to_ndarray()[::fields]
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"A picture of {frame.format.name} pixels can not be shown ({error}): convert the video."
+        ) from error
+    if turned:
+        picture = picture.transpose(1, 0, 2)
+    x, y = (c, b) if turned else (a, d)
+    return np.ascontiguousarray(picture[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])
 
 
 def decode_picture(source: bytes | str | os.PathLike, size: int) -> np.ndarray:
@@ -176,24 +935,25 @@ def decode_picture(source: bytes | str | os.PathLike, size: int) -> np.ndarray:
     A picture file or its bytes to `(size, size, 3)` uint8 RGB.
 
     Raises:
-        ValueError: if it is no picture, or a JPEG that is cut off or damaged.
+        MediaError: if it is no picture, or a JPEG that is cut off or damaged.
         OSError: if the file can not be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not hasattr(_pictures, "scaler"):
-        _pictures.scaler = av.video.reformatter.VideoReformatter()
+    if not hasattr(_pictures, "jpeg"):
         _pictures.jpeg = av.CodecContext.create("mjpeg", "r")
         _pictures.jpeg.thread_count = 1
-        _pictures.jpeg.options = {"err_detect": "explode"}  # FFmpeg would fill a damaged part with grey
+        # FFmpeg would fill a damaged part with grey
+        _pictures.jpeg.options = {"err_detect": "explode", "max_pixels": str(LIMITS.max_pixels)}
     try:
         if data.startswith(b"\xff\xd8"):
             (frame,) = _pictures.jpeg.decode(av.Packet(data))
         else:
-            with av.open(io.BytesIO(data)) as container:
+            options = {"format_whitelist": PICTURE_FORMATS, "max_pixels": str(LIMITS.max_pixels)}
+            with av.open(io.BytesIO(data), options=options, io_open=refuse) as container:
                 frame = next(container.decode(video=0))
     except (av.error.FFmpegError, ValueError, IndexError, StopIteration) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(
+        raise MediaError(
             f"The crop {describe(source)} can not be read as a picture ({why}): mend or remove it."
         ) from error
-    return _pictures.scaler.reformat(frame, size, size, "rgb24", threads=1).to_ndarray()
+    return scaler().reformat(frame, size, size, "rgb24", threads=1).to_ndarray()

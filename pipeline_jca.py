@@ -1,17 +1,14 @@
 """Media to timeline: `pipeline("audio-visual-emotion")`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.pipelines.base import ChunkPipeline
 
-
-try:  # copied next to the weights: part of a `transformers_modules.*` package
-    from .processing_jca import Frame
-except ImportError:  # installed or on sys.path: a top-level module
-    from processing_jca import Frame
 
 PAPER_SMOOTHING = {"valence": 21, "arousal": 51}  # frames; the authors' evaluation has 20 and 50, see `smooth`
 
@@ -56,6 +53,34 @@ def smooth(values: np.ndarray, times: np.ndarray, size: int, frame_rate: float =
     return (total[high] - total[low]) / (high - low)
 
 
+def smooth_all(
+    values: np.ndarray,
+    times: np.ndarray,
+    names: Sequence[str],
+    frame_rate: float = 30.0,
+    smoothing: int | str | Mapping[str, int] | None = None,
+) -> np.ndarray:
+    """[`smooth`] of every output `(frames, outputs)`, with the arguments of [`timeline`]."""
+    out = np.array(values, dtype=np.float64)
+    for name, size in smoothing_sizes(names, smoothing).items():
+        if name in names:
+            column = names.index(name)
+            out[:, column] = smooth(out[:, column], times, size, frame_rate)
+    return out
+
+
+def smoothing_sizes(names: Sequence[str], smoothing: int | str | Mapping[str, int] | None) -> dict[str, int]:
+    """Frames of the moving average of each output by its name."""
+    if smoothing is None:
+        return {}
+    if smoothing == "paper":
+        smoothing = PAPER_SMOOTHING
+    sizes = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
+    if unknown := set(sizes) - set(names) - set(PAPER_SMOOTHING):
+        raise ValueError(f"smoothing names {sorted(unknown)}, and the outputs are {list(names)}.")
+    return dict(sizes)
+
+
 def timeline(
     values: np.ndarray,
     end_frames: np.ndarray,
@@ -65,8 +90,8 @@ def timeline(
     smoothing: int | str | Mapping[str, int] | None = None,
 ) -> np.ndarray:
     """
-    Outputs of a video's clips to one row for each frame, `(frames, outputs)`: interpolated, clipped to the range of the
-    labels [-1, 1] and smoothed. The pipeline, evaluation and training all walk this function.
+    Outputs of a face's clips to one row for each of its frames, `(frames, outputs)`: interpolated, clipped to the range of
+    the labels [-1, 1] and smoothed. The pipeline, evaluation and training all walk this function.
 
     Args:
         values, end_frames, times, frame_rate: see [`clips_to_frames`].
@@ -75,17 +100,65 @@ def timeline(
             for all outputs or one for each by name. `"paper"` is 21 for valence and 51 for arousal.
     """
     out = clips_to_frames(values, end_frames, times, frame_rate).clip(-1, 1)
-    if smoothing is None:
-        return out
-    if smoothing == "paper":
-        smoothing = PAPER_SMOOTHING
-    sizes = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
-    if unknown := set(sizes) - set(names) - set(PAPER_SMOOTHING):
-        raise ValueError(f"smoothing names {sorted(unknown)}, and the outputs are {list(names)}.")
-    return np.stack(
-        [smooth(column, times, sizes.get(name, 1), frame_rate) for name, column in zip(names, out.T, strict=True)],
-        axis=-1,
-    )
+    return smooth_all(out, times, names, frame_rate, smoothing)
+
+
+def timeline_rows(
+    outputs: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+    frame_rate: float = 30.0,
+    smoothing: int | str | Mapping[str, int] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """
+    [`timeline`] of every face as the windows come: rows with outputs, each as soon as all that it depends on is there.
+
+    Args:
+        outputs: of each window of `JCAProcessor.windows` in their order: `values` `(clips, outputs)` beside its `face`,
+            `end_frames` and `rows`.
+        names, frame_rate, smoothing: see [`timeline`].
+    """
+    sizes = smoothing_sizes(names, smoothing)
+    half = max(sizes.values()) / 2 / frame_rate if sizes else 0.0  # seconds that the average looks ahead and back
+    clips: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # of each face: end frames and outputs
+    frames: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}  # of each face: times and outputs before smoothing
+    waiting: deque[dict] = deque()  # rows
+
+    def ready(until: float) -> Iterator[dict[str, Any]]:
+        smoothed = {
+            face: dict(zip(times, smooth_all(values, times, names, frame_rate, sizes).tolist(), strict=True))
+            for face, (times, values) in frames.items()
+        }
+        while waiting and waiting[0]["time"] <= until:
+            row = waiting.popleft()
+            values = smoothed[row["face"]][row["time"]]
+            first = {name: row[name] for name in ("time", "frame", "face")}
+            yield {**first, **dict(zip(names, values, strict=True)), **row}
+
+    for part in outputs:
+        face, ends, values = part["face"], np.asarray(part["end_frames"]), np.asarray(part["values"])
+        known = clips.get(face, (ends[:0], values[:0]))
+        clips[face] = np.concatenate([known[0], ends]), np.concatenate([known[1], values])
+        if not part["rows"]:
+            continue
+        waiting.extend(part["rows"])
+        newest = part["rows"][-1]["time"]
+        for face in {row["face"] for row in part["rows"]}:
+            times = np.array([row["time"] for row in part["rows"] if row["face"] == face])
+            values = clips_to_frames(clips[face][1], clips[face][0], times, frame_rate).clip(-1, 1)
+            known = frames.get(face, (times[:0], values[:0]))
+            frames[face] = np.concatenate([known[0], times]), np.concatenate([known[1], values])
+        yield from ready(newest - half)
+        for face, (times, values) in list(frames.items()):  # the averages of the rows that wait look back so far
+            keep = times > newest - 2 * half
+            frames[face] = times[keep], values[keep]
+            if not keep.any():
+                del frames[face]
+        for face, (ends, values) in list(clips.items()):  # rows to come lie behind one clip at most
+            keep = ends >= max(ends[ends <= newest * frame_rate], default=0)
+            clips[face] = ends[keep], values[keep]
+            if not any(row["face"] == face for row in part["rows"]):
+                del clips[face]
+    yield from ready(np.inf)
 
 
 class AudioVisualEmotionPipeline(ChunkPipeline):
@@ -98,12 +171,22 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
 
     Takes a path, URL, bytes or binary file object, or a list of them, and gives a list of dicts (for a list of inputs a
     list of such lists): `time` in seconds from the first frame, `frame` from 0, `face`, `valence` and `arousal` in
-    [-1, 1], `box` (x0, y0, x1, y1) in pixels or None, `face_detected`, `audio_present`.
+    [-1, 1], `box` (x0, y0, x1, y1) in pixels of the displayed picture or None, `face_detected`, `audio_present`,
+    `face_quality` in [0, 1] or None.
+
+    A face has rows from the first to the last frame that shows it; `face` is its id, which survives a short loss and ends
+    with a cut. A frame that shows none has one row with `face` None, predicted from the voice alone. With
+    `faces="center"` or `"given"` there is face 0 in every frame.
 
     Args:
         hop (`int`, defaults to 8): frames at 30 a second between the clips that are computed; 1 is the paper's dense
             protocol, 8 costs an eighth of it. Outputs are interpolated to every frame.
         smoothing (`int`, `dict[str, int]` or `"paper"`, *optional*): see [`timeline`].
+        faces (`str` or [`Detector`], *optional*): `"detect"`, `"center"`, `"given"` or a detector, in place of what the
+            processor's configuration says.
+        limits ([`Limits`], *optional*): of size, length and time of the media.
+        speaking (`bool`, defaults to `False`): rows also have `speaking` in [-1, 1] or None: how well the motion of the
+            mouth goes with the loudness.
         batch_size (`int`, defaults to 1): windows (of 16 clips) that go through the model together.
     """
 
@@ -113,60 +196,104 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
     _load_image_processor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, hop: int | None = None, smoothing: Any = None, **kwargs):
+    def _sanitize_parameters(self, hop=None, smoothing=None, faces=None, limits=None, speaking=None, **kwargs):
         if kwargs:
             raise TypeError(
-                f"{sorted(kwargs)} are no arguments of this pipeline: it takes hop, smoothing and batch_size."
+                f"{sorted(kwargs)} are no arguments of this pipeline: it takes hop, smoothing, faces, limits, speaking and "
+                "batch_size."
             )
+        reading = {"hop": hop, "faces": faces, "limits": limits, "speaking": speaking}
         return (
-            {} if hop is None else {"hop": hop},
+            {name: value for name, value in reading.items() if value is not None},
             {},
             {} if smoothing is None else {"smoothing": smoothing},
         )
 
-    def preprocess(self, inputs: Any, hop: int = 8):
+    def stream(
+        self,
+        source: Any,
+        *,
+        hop: int = 8,
+        smoothing: int | str | Mapping[str, int] | None = None,
+        faces: Any = None,
+        limits: Any = None,
+        speaking: bool = False,
+        live: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        The rows of one video as they come, in memory that does not grow with its length.
+
+        Args:
+            source: as of the pipeline, or the number of a camera, or an address of a live stream such as
+                `rtsp://...`.
+            hop, smoothing, faces, limits, speaking: as of the pipeline.
+            live (`bool`, defaults to `False`): without it rows come a block of windows (17 s) at a time and are those that
+                the pipeline gives. With it a row comes at most `hop` frames after its own, plus the time of the
+                computation, and depends on nothing later: the fusion sees the newest clip and those before it. `smoothing`
+                delays rows by half its length.
+        """
+        options = {"hop": hop, "faces": faces, "limits": limits, "speaking": speaking}
+        if live:
+            outputs = self._live(self.processor.windows(source, **options, live=True))
+        else:
+            outputs = map(self.forward, self.preprocess(source, **options))
+        return self._rows(outputs, smoothing)
+
+    @torch.inference_mode()
+    def _live(self, windows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The newest clip of each face at the end of a window of those before it; each clip is encoded once."""
+        span, num_clips = self.processor.span, self.processor.num_clips
+        past: dict[int | None, dict[int, dict[str, torch.Tensor]]] = {}  # of each face by the end frame
+        for window in windows:
+            (end,) = window["end_frames"].tolist()
+            inputs = self._ensure_tensor_on_device(self._cast(self.processor.inputs(window)), device=self.device)
+            clip = {name: inputs[name] for name in ("video_mask", "audio_mask")}
+            if "video" in self.model.config.modalities:
+                clip["video_features"] = self.model.get_video_features(inputs["pixel_values"], clip["video_mask"])
+            if "audio" in self.model.config.modalities:
+                audio = inputs[self.processor.audio_input_name]
+                clip["audio_features"] = self.model.get_audio_features(audio, clip["audio_mask"])
+            clips = past.setdefault(window["face"], {})
+            clips[end] = clip
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in clip.items()}
+            chosen = [clips.get(e, nothing) for e in range(end - (num_clips - 1) * span, end + 1, span)]
+            logits = self.model(**{name: torch.cat([c[name] for c in chosen], dim=1) for name in clip}).logits
+            yield {"values": logits[:, -1:].float().cpu(), **{k: window[k] for k in ("face", "end_frames", "rows")}}
+            for face, clips in list(past.items()):
+                past[face] = {e: clip for e, clip in clips.items() if e > end - num_clips * span}
+                if not past[face]:
+                    del past[face]
+
+    def _cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+        }
+
+    def preprocess(self, inputs: Any, **options: Any):
         previous = None
-        for window in self.processor.windows(inputs, hop=hop):
+        for window in self.processor.windows(inputs, **options):
             if previous is not None:
                 yield previous
             previous = {
                 "is_last": False,
+                "face": window["face"],
                 "end_frames": window["end_frames"].tolist(),
-                "frames": window["frames"],
+                "rows": window["rows"],
                 **self.processor.inputs(window),
             }
         yield {**previous, "is_last": True}
 
     def _forward(self, model_inputs: dict[str, Any]):
-        extra = {name: model_inputs.pop(name) for name in ("is_last", "end_frames", "frames")}
-        for name, tensor in model_inputs.items():
-            model_inputs[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        return {"logits": self.model(**model_inputs).logits, **extra}
+        extra = {name: model_inputs.pop(name) for name in ("is_last", "face", "end_frames", "rows")}
+        return {"values": self.model(**self._cast(model_inputs)).logits.float(), **extra}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], smoothing: Any = None) -> list[dict[str, Any]]:
+        return list(self._rows(model_outputs, smoothing))
+
+    def _rows(self, outputs: Iterable[dict[str, Any]], smoothing: Any) -> Iterator[dict[str, Any]]:
         names = list(self.model.config.id2label.values())
-        # between the steps of a pipeline a named tuple becomes a plain one
-        frames = [Frame(*frame) for chunk in model_outputs for frame in chunk["frames"]]
-        values = timeline(
-            np.concatenate([chunk["logits"][0].float().numpy() for chunk in model_outputs]),
-            np.concatenate([chunk["end_frames"] for chunk in model_outputs]),
-            np.array([frame.time for frame in frames]),
-            names,
-            self.processor.frame_rate,
-            smoothing,
-        )
-        return [
-            {
-                "time": round(frame.time, 6),
-                "frame": index,
-                "face": 0,
-                **dict(zip(names, row, strict=True)),
-                "box": frame.box,
-                "face_detected": frame.face_detected,
-                "audio_present": frame.audio_present,
-            }
-            for index, (frame, row) in enumerate(zip(frames, values.tolist(), strict=True))
-        ]
+        windows = ({**part, "values": part["values"][0].numpy()} for part in outputs)
+        return timeline_rows(windows, names, self.processor.frame_rate, smoothing)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
         # `Pipeline.save_pretrained` writes the sub-processors' legacy files, not processor_config.json
@@ -178,4 +305,4 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         self.processor.save_pretrained(save_directory)
 
 
-__all__ = ["AudioVisualEmotionPipeline", "clips_to_frames", "smooth", "timeline"]
+__all__ = ["AudioVisualEmotionPipeline", "clips_to_frames", "smooth", "timeline", "timeline_rows"]

@@ -1,13 +1,17 @@
-"""Media to model inputs: one PyAV pass over both streams, clips and windows, face crops, log-mel spectrograms.
+"""Media to model inputs: clips and windows of every face, face crops, log-mel spectrograms.
 
 Everything is placed by time on a grid of `frame_rate` (30) frames a second that starts with the first video frame; at
 30 frames a second grid frames are the file's frames. Frames, samples and clips count from 0.
 """
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +31,44 @@ except ImportError:
     av = None
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
-    from .media_jca import Waveform, decode, decode_picture, describe, open_media, resample
+    from .detection_jca import Detector
+    from .faces_jca import FaceTracker, mouth_motion, speaking_scores
+    from .media_jca import (
+        IncompleteMediaWarning,
+        Limits,
+        MediaError,
+        Waveform,
+        decode,
+        decode_picture,
+        describe,
+        display_size,
+        open_media,
+        resample,
+        streams_of,
+        upright,
+    )
 except ImportError:  # installed or on sys.path: a top-level module
-    from media_jca import Waveform, decode, decode_picture, describe, open_media, resample
+    from detection_jca import Detector
+    from faces_jca import FaceTracker, mouth_motion, speaking_scores
+    from media_jca import (
+        IncompleteMediaWarning,
+        Limits,
+        MediaError,
+        Waveform,
+        decode,
+        decode_picture,
+        describe,
+        display_size,
+        open_media,
+        resample,
+        streams_of,
+        upright,
+    )
 
-FACES = ("center", "given")
+FACES = ("detect", "center", "given")
+MAX_SKEW_SECONDS = 10.0  # so long pictures wait for the sound of their time; containers interleave both within seconds
+CONTEXT_SECONDS = 1.0  # of looks before the next rows, by which these are filled and scored
+LIVE_SKEW_SECONDS = 0.5  # the same of live predictions
 
 
 # Clips and windows ---------------------------------------------------------------------------------------------------
@@ -88,13 +125,18 @@ def nearest_frames(times: np.ndarray, positions: np.ndarray, frame_rate: float) 
     return np.searchsorted((times[:-1] + times[1:]) / 2 * frame_rate, positions, side="right")
 
 
-class Frame(NamedTuple):
-    """What is known of one frame of the file: `time` in seconds from the first, `box` in its pixels (x0, y0, x1, y1)."""
+class Seen(NamedTuple):
+    """A face in a frame: its id, its crop, and what the rows say of it."""
 
-    time: float
-    box: list[float] | None
-    face_detected: bool
-    audio_present: bool
+    face: int
+    crop: Any  # (size, size, 3) uint8, a picture's bytes or path, which is read only if a clip needs it, or None
+    box: list[float] | None = None  # x0, y0, x1, y1 in px of the displayed picture
+    face_detected: bool = False
+    face_quality: float | None = None
+    mouth_motion: float | None = None
+
+
+Look = Callable[[float, Any], list[Seen]]  # (seconds, frame or None where it can not be decoded) -> the faces in it
 
 
 # Processors of one modality ------------------------------------------------------------------------------------------
@@ -181,15 +223,16 @@ class JCAVideoProcessor(VideoProcessorMixin):
 
     Args:
         size (`int`, defaults to 112): height and width of a crop in pixels.
-        faces (`str`, defaults to `"center"`): `"center"`: frames are whole pictures, the crop is their central square
-            and no face has been looked for; `"given"`: every frame is a face crop.
+        faces (`str`, defaults to `"detect"`): what frames are. `"detect"`: pictures in which faces are looked for, see
+            [`FaceTracker`]; `"center"`: pictures, the crop is their central square and no face is looked for; `"given"`:
+            every frame is a face crop.
         image_mean, image_std (`list[float]`): of the colours in [0, 1]. Default: those of Kinetics-400 with which the
             visual encoder was trained (authors' code).
     """
 
     model_input_names = ["pixel_values"]
     size = 112
-    faces = "center"
+    faces = "detect"
     image_mean = [0.43216, 0.394666, 0.37645]
     image_std = [0.22803, 0.22145, 0.216989]
 
@@ -229,14 +272,16 @@ class JCAVideoProcessor(VideoProcessorMixin):
             image_std=[float(value) / scale for value in np.broadcast_to(std, 3)],
         )
 
-    def crop(self, frame: "av.VideoFrame") -> tuple[np.ndarray, list[float]]:
-        """A frame to its crop `(size, size, 3)` uint8 RGB and the box (x0, y0, x1, y1) of it in the frame's pixels."""
-        width, height, size = frame.width, frame.height, self.size
-        if self.faces == "given":
-            return frame.to_ndarray(format="rgb24", width=size, height=size), [0.0, 0.0, float(width), float(height)]
+    def crop(self, frame: "av.VideoFrame", faces: str) -> tuple[np.ndarray, list[float]]:
+        """The crop `(size, size, 3)` uint8 RGB of a frame without detection, and its box (x0, y0, x1, y1) in px of the displayed
+        picture."""
+        size = self.size
+        width, height = display_size(frame)
+        if faces == "given":
+            return upright(frame, size, size), [0.0, 0.0, float(width), float(height)]
         side = min(width, height)
         # scale first and then cut: one pass of the scaler, over no more pixels than needed
-        scaled = frame.to_ndarray(format="rgb24", width=round(width * size / side), height=round(height * size / side))
+        scaled = upright(frame, round(width * size / side), round(height * size / side))
         top, left = (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2
         y, x = height / scaled.shape[0], width / scaled.shape[1]
         crop = np.ascontiguousarray(scaled[top : top + size, left : left + size])
@@ -253,98 +298,185 @@ class JCAVideoProcessor(VideoProcessorMixin):
 # Both modalities -----------------------------------------------------------------------------------------------------
 
 
+class Shown(NamedTuple):
+    """A frame of the file: `seconds` from the first, and the faces in it without their crops, None if nobody looked."""
+
+    seconds: float
+    seen: list[Seen] | None
+    decoded: bool
+
+
+def fill_unseen(frames: Sequence[Shown]) -> list[list[Seen]]:
+    """
+    The faces of every frame, where some were not looked at: a face moves on a straight line between two that were, and one
+    that only one of them shows is in the half that is nearer to it.
+    """
+    looked = [index for index, frame in enumerate(frames) if frame.seen is not None and frame.decoded]
+    filled = [list(frame.seen or ()) for frame in frames]
+    for index, frame in enumerate(frames):
+        if frame.seen is not None or not looked:
+            continue
+        place = bisect_right(looked, index)
+        near, far = (frames[looked[min(max(p, 0), len(looked) - 1)]] for p in (place - 1, place))
+        share = (frame.seconds - near.seconds) / (far.seconds - near.seconds) if near is not far else 0.0
+        if share > 0.5:
+            near, far, share = far, near, 1 - share
+        others = {face.face: face.box for face in far.seen}
+        for face in near.seen:
+            box, other = face.box, others.get(face.face)
+            if box is not None and other is not None:
+                box = [(1 - share) * x + share * y for x, y in zip(box, other, strict=True)]
+            filled[index].append(face._replace(box=box))
+    return filled
+
+
 class WindowBuffer:
     """Collects the frames and samples of one video as they are decoded, and hands out its windows.
 
-    Holds what the next block of windows needs, and what the file stores ahead of it, and forgets the rest.
+    Holds what the next block of windows needs, and what the file stores ahead of it, and forgets the rest. Frames that no
+    clip uses are not looked at.
+
+    Args:
+        look ([`Look`], *optional*): finds and cuts the faces of a frame; without it frames come as lists of [`Seen`].
+        max_lost (`float`, defaults to 0): seconds for which a face may be lost and keep its id.
+        speaking (`bool`, defaults to `False`): rows say whether the face speaks.
     """
 
-    def __init__(self, processor: "JCAProcessor", hop: int):
-        self.processor, self.hop = processor, hop
+    def __init__(
+        self,
+        processor: "JCAProcessor",
+        hop: int,
+        look: Look | None = None,
+        max_lost: float = 0.0,
+        speaking: bool = False,
+    ):
+        self.processor, self.hop, self.look, self.max_lost, self.speaking = processor, hop, look, max_lost, speaking
+        self.every = 1 if look is None else math.gcd(hop, processor.clip_stride)  # grid frames from one use to the next
         self.rate = processor.feature_extractor.sampling_rate
-        self.block_length = processor.num_clips * processor.span
-        self.sound = Waveform()
-        self.grid, self.first = [], 0  # crops of the grid from frame `first` on
+        self.sound, self.has_sound = Waveform(), False
+        self.crops: dict[int, dict[int, Any]] = {}  # of each face by grid frame
+        self.num_frames = 0  # grid frames that are known
         self.start = 0  # grid frame with which the next block begins
         self.origin = None  # seconds of the first frame on the media's clock
-        self.last = None  # (seconds from the first frame, crop) of the newest frame
-        self.frames = []  # (seconds, box, face_detected) of the frames not yet handed out
+        self.newest = None  # (seconds from the first frame, picture) of the newest frame
+        self.shown: list[Shown] = []  # frames before the newest: those whose rows are out, for context, and the others
+        self.num_rows_out = 0  # of the frames in `shown`
+        self.number = 0  # of the next frame whose rows go out
+        self.last_seen: dict[int, float] = {}  # seconds at which each face was in the rows that are out
 
     def _position(self, seconds: float) -> int:
         return round((self.origin + seconds) * self.rate)
 
-    def _fill(self, stop: float) -> None:
+    def _show(self, stop: float) -> None:
         """The newest frame stands at every grid frame before `stop`."""
-        while self.first + len(self.grid) < stop:
-            self.grid.append(self.last[1])
+        seconds, picture = self.newest
+        used = []
+        while self.num_frames < stop:
+            # spans that the start of the video cuts off use all
+            if (self.num_frames + 1) % self.every == 0 or self.num_frames < self.processor.span:
+                used.append(self.num_frames)
+            self.num_frames += 1
+        if self.look is None:
+            seen = picture
+        else:
+            seen = self.look(self.origin + seconds, picture) if used or picture is None else None
+        for face in seen or ():
+            if face.crop is not None:
+                self.crops.setdefault(face.face, {}).update(dict.fromkeys(used, face.crop))
+        seen = None if seen is None else [face._replace(crop=None) for face in seen]
+        self.shown.append(Shown(seconds, seen, picture is not None))
 
     def add_audio(self, seconds: float, samples: np.ndarray) -> None:
+        self.has_sound = True
         self.sound.write(round(seconds * self.rate), np.nan_to_num(samples))
 
-    def add_frame(self, seconds: float, crop: Any, box: list[float] | None, face_detected: bool) -> None:
+    def add_frame(self, seconds: float, picture: Any) -> None:
         if self.origin is None:
             self.origin = seconds
-        else:  # a grid frame shows the frame that is nearest in time
-            self._fill((self.last[0] + (seconds - self.origin)) / 2 * self.processor.frame_rate)  # as `nearest_frames`
-        self.last = (seconds - self.origin, crop)
-        self.frames.append((seconds - self.origin, box, face_detected))
+        else:  # a grid frame shows the frame that is nearest in time, as `nearest_frames`
+            self._show((self.newest[0] + (seconds - self.origin)) / 2 * self.processor.frame_rate)
+        self.newest = (seconds - self.origin, picture)
 
     def finish(self) -> None:
-        self._fill(round(self.last[0] * self.processor.frame_rate) + 1)
+        self._show(round(self.newest[0] * self.processor.frame_rate) + 1)
 
-    def ready(self, has_audio: bool) -> bool:
-        """Whether all that the next block needs has come."""
-        stop = self.start + self.block_length
-        return self.first + len(self.grid) >= stop and (
-            not has_audio or self.sound.end >= self._position(stop / self.processor.frame_rate)
-        )
+    @property
+    def block_length(self) -> int:
+        """Grid frames of a block of windows."""
+        return self.processor.num_clips * self.processor.span
 
-    def pop(self) -> Iterator[dict[str, Any]]:
-        """The windows of the next block."""
-        num_frames = self.first + len(self.grid)
-        for ends in self.processor.plan(min(num_frames - self.start, self.block_length), self.hop):
-            yield self.window([self.start + end for end in ends], num_frames)
+    def ready(self, live: bool = False) -> bool:
+        """
+        Whether all that the next block needs has come: its frames, those in which a lost face may come back, and the sound
+        of its time, unless that is too far behind the pictures. With `live`, what the newest clip needs.
+        """
+        stop = self.start + (self.hop if live else self.block_length)
+        lookahead, max_skew = (0.0, LIVE_SKEW_SECONDS) if live else (self.max_lost, MAX_SKEW_SECONDS)
+        if self.num_frames < stop + lookahead * self.processor.frame_rate:
+            return False
+        needed, newest = self._position(stop / self.processor.frame_rate), self._position(self.newest[0])
+        return not self.has_sound or self.sound.end >= needed or newest >= needed + max_skew * self.rate
+
+    def pop(self, last: bool = False) -> Iterator[dict[str, Any]]:
+        """The windows of the next block, those of one face after those of another; with the last come the rows."""
+        rows = self.rows(None if last else self.start + self.block_length)
+        plan = self.processor.plan(min(self.num_frames - self.start, self.block_length), self.hop)
+        faces = sorted({row["face"] for row in rows}, key=lambda face: (face is None, face)) or [0]
+        for face in faces:
+            for ends in plan:
+                window = self.window(face, [self.start + end for end in ends], self.num_frames)
+                yield {**window, "rows": rows if face == faces[-1] and ends is plan[-1] else []}
         self.start += self.block_length
-        keep = self.start - self.processor.span + 1
-        del self.grid[: keep - self.first]
-        self.first = keep
-        self.sound.forget(self._position(keep / self.processor.frame_rate))
+        self.forget(self.start - self.processor.span + 1)
 
-    def window(self, ends: list[int], num_frames: int) -> dict[str, Any]:
-        """The window of the clips that end with grid frames `ends` of a video of `num_frames`, as of
-        `JCAProcessor.windows`."""
-        crops = [self.clip_crops(end, num_frames) for end in ends]
+    def pop_clips(self, last: bool = False) -> Iterator[dict[str, Any]]:
+        """The newest clip of every face as a window of one; with the last come the rows, which know nothing later."""
+        end = self.start + self.hop - 1
+        rows = self.rows(None if last else end + 1, causal=True)
+        faces = sorted({row["face"] for row in rows}, key=lambda face: (face is None, face)) or [0]
+        for face in faces:
+            yield {**self.window(face, [end], self.num_frames), "rows": rows if face == faces[-1] else []}
+        self.start += self.hop
+        self.forget(self.start + self.hop - self.processor.span)
+
+    def forget(self, before: int) -> None:
+        """Crops and sound of the grid frames before `before`."""
+        for face, crops in list(self.crops.items()):
+            for grid_frame in [g for g in crops if g < before]:
+                del crops[grid_frame]
+            if not crops:
+                del self.crops[face]
+        self.sound.forget(self._position(before / self.processor.frame_rate))
+
+    def window(self, face: int | None, ends: Sequence[int], num_frames: int) -> dict[str, Any]:
+        """The window of the clips of a face that end with grid frames `ends` of a video of `num_frames`, as of
+        `JCAProcessor.windows` without its rows."""
+        crops = [self.clip_crops(face, end, num_frames) for end in ends]
         waveforms = [self.clip_waveform(end, num_frames) for end in ends]
-        period = 1 / self.processor.frame_rate
-        frames, self.frames = (
-            [
-                Frame(time, box, found, self.sound.read(self._position(time), self._position(time + period))[1])
-                for time, box, found in self.frames
-            ],
-            [],
-        )
         return {
+            "face": face,
             "crops": np.stack([clip for clip, _ in crops]),
             "waveforms": np.stack([clip for clip, _ in waveforms]),
             "video_mask": np.array([found for _, found in crops]),
             "audio_mask": np.array([found for _, found in waveforms]),
             "end_frames": np.array(ends),
-            "frames": frames,
         }
 
-    def clip_crops(self, end: int, num_frames: int) -> tuple[np.ndarray, bool]:
-        """Crops `(clip_length, size, size, 3)` of the clip that ends with grid frame `end` of a video of `num_frames`, and
-        whether they show a face."""
+    def clip_crops(self, face: int | None, end: int, num_frames: int) -> tuple[np.ndarray, bool]:
+        """Crops `(clip_length, size, size, 3)` of the clip of a face that ends with grid frame `end` of a video of
+        `num_frames`, and whether they show it."""
         processor, size = self.processor, self.processor.video_processor.size
-        span = range(max(end - processor.span + 1, 0), min(end + 1, num_frames))
-        faces = [g for g in span if self.grid[g - self.first] is not None]
-        chosen = clip_frames(faces, processor.clip_length, processor.clip_stride)
+        crops = self.crops.get(face, {})
+        low = end - processor.span + 1
+        first = max(low, 0) if low < 0 else low + (-low - 1) % self.every  # the first of those that clips use
+        present = [g for g in range(first, min(end + 1, num_frames), 1 if low < 0 else self.every) if g in crops]
+        chosen = clip_frames(present, processor.clip_length, processor.clip_stride)
         if not chosen:
             return np.zeros((processor.clip_length, size, size, 3), np.uint8), False
         for g in set(chosen):
-            if not isinstance(crop := self.grid[g - self.first], np.ndarray):  # loaded once, when first needed
-                self.grid[g - self.first] = decode_picture(crop, size)
-        return np.stack([self.grid[g - self.first] for g in chosen]), True
+            if not isinstance(crops[g], np.ndarray):  # loaded once, when first needed
+                crops[g] = decode_picture(crops[g], size)
+        return np.stack([crops[g] for g in chosen]), True
 
     def clip_waveform(self, end: int, num_frames: int) -> tuple[np.ndarray, bool]:
         """Waveform `(samples,)` of the same clip, and whether it holds sound; a clip that lies wholly beyond the video has
@@ -353,6 +485,83 @@ class WindowBuffer:
         start = self._position(low / self.processor.frame_rate)
         waveform, audible = self.sound.read(start, start + self.processor.clip_samples)
         return waveform, audible and low < num_frames
+
+    def rows(self, stop: int | None, causal: bool = False) -> list[dict[str, Any]]:
+        """
+        The rows, without outputs, of the frames before grid frame `stop` that are not out yet.
+
+        A face has rows from the first to the last frame that shows it. Until it is seen again, `max_lost` seconds are waited
+        for; `causal` gives rows to all that were seen in the `max_lost` seconds before, as later frames are not known.
+        """
+        period = 1 / self.processor.frame_rate
+        filled = fill_unseen(self.shown)
+        count = len(filled)
+        if stop is not None:
+            count = bisect_right([frame.seconds for frame in self.shown], (stop - 1) * period + 1e-6)
+        last, place = dict(self.last_seen), dict.fromkeys(self.last_seen, self.num_rows_out - 1)
+        for index in range(self.num_rows_out, len(filled)):
+            seconds = self.shown[index].seconds
+            for face in [face.face for face in filled[index]]:
+                if not causal and face in last and seconds - last[face] <= self.max_lost:
+                    for lost in range(place[face] + 1, index):
+                        filled[lost].append(Seen(face, None))
+                last[face], place[face] = seconds, index
+            if causal:
+                seen = {face.face for face in filled[index]}
+                filled[index] += [
+                    Seen(face, None) for face in last if face not in seen and seconds - last[face] <= self.max_lost
+                ]
+        rows = []
+        for frame, seen in zip(self.shown[self.num_rows_out : count], filled[self.num_rows_out : count], strict=True):
+            low = self._position(frame.seconds)
+            audible = self.sound.read(low, low + round(period * self.rate))[1]
+            for face in sorted(seen, key=lambda face: face.face) or [Seen(None, None)]:
+                rows.append(
+                    {
+                        "time": round(frame.seconds, 6),
+                        "frame": self.number,
+                        "face": face.face,
+                        "box": face.box,
+                        "face_detected": face.face_detected,
+                        "audio_present": audible,
+                        "face_quality": face.face_quality,
+                    }
+                )
+                if face.face_detected or face.box is not None:
+                    self.last_seen[face.face] = frame.seconds
+            self.number += 1
+        if self.speaking:
+            self._score_speaking(rows)
+        newest = self.shown[count - 1].seconds if count else 0.0
+        self.last_seen = {face: at for face, at in self.last_seen.items() if newest - at <= self.max_lost}
+        context = max((i for i in range(count) if self.shown[i].seen is not None), default=0)
+        context = min(context, bisect_left([frame.seconds for frame in self.shown], newest - CONTEXT_SECONDS))
+        del self.shown[:context]
+        self.num_rows_out = count - context
+        return rows
+
+    def _score_speaking(self, rows: list[dict[str, Any]]) -> None:
+        """Add `speaking` to rows: how well the mouth goes with the sound, see [`speaking_scores`]."""
+        looked = [frame for frame in self.shown if frame.seen is not None and frame.decoded]
+        times = np.array([frame.seconds for frame in looked])
+        positions = [self._position(seconds) for seconds in times]
+        pieces = [self.sound.read(low, high)[0] for low, high in pairwise(positions)]
+        power = np.array([0.0, *(np.square(piece).mean() if len(piece) else 0.0 for piece in pieces)])
+        loudness = 10 * np.log10(power + 1e-8)  # dB between one look and the next
+        motion: dict[int, list] = {}
+        for index, frame in enumerate(looked):
+            for face in frame.seen:
+                if face.mouth_motion is not None:
+                    motion.setdefault(face.face, []).append((index, face.mouth_motion))
+        scores = {}
+        for face, pairs in motion.items():
+            where, moved = [index for index, _ in pairs], np.array([value for _, value in pairs])
+            scores[face] = times[where], speaking_scores(moved, loudness[where], times[where])
+        for row in rows:
+            row["speaking"] = None
+            if row["face_detected"] and row["face"] in scores:
+                score = float(np.interp(row["time"], *scores[row["face"]]))
+                row["speaking"] = None if math.isnan(score) else score
 
 
 class JCAProcessor(ProcessorMixin):
@@ -451,12 +660,17 @@ class JCAProcessor(ProcessorMixin):
         fps: float = 30.0,
         sampling_rate: int | None = None,
         crops_dir: str | os.PathLike | None = None,
+        faces: str | Detector | None = None,
+        limits: Limits | None = None,
+        live: bool = False,
+        speaking: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """
         The windows of one video, as they come, in one pass over the file.
 
         Args:
-            source: path, URL, bytes or binary file object; or frames `(frames, height, width, 3)` uint8.
+            source: path, URL, bytes, binary file object or number of a camera, see [`open_media`]; or frames `(frames,
+                height, width, 3)` uint8.
             audio (`np.ndarray` of shape `(samples,)`, *optional*): mono waveform that begins with the first frame, in
                 place of the file's own.
             hop (`int`, defaults to 8): grid frames between the ends of the clips that are computed.
@@ -464,47 +678,98 @@ class JCAProcessor(ProcessorMixin):
             sampling_rate (`int`, *optional*): of `audio` in Hz; left out, the feature extractor's.
             crops_dir (`str`, *optional*): Aff-Wild2's folder of face crops `00001.jpg`, ... for the frames of the file;
                 a missing one means that the frame has no face. The file's own pictures are not decoded then.
+            faces (`str` or [`Detector`], *optional*): in place of the video processor's; a detector takes the place of the
+                default one.
+            limits ([`Limits`], *optional*): of size, length and time.
+            live (`bool`, defaults to `False`): windows of the newest clip alone, as soon as it is complete.
+            speaking (`bool`, defaults to `False`): rows of detected faces say whether the face speaks.
 
         Yields:
-            A dict of `crops` `(clips, clip_length, size, size, 3)` uint8, `waveforms` `(clips, samples)` float32,
-            `video_mask` and `audio_mask` `(clips,)` bool, `end_frames` `(clips,)` on the grid, and `frames`, a list of
-            [`Frame`]: the frames of the file that were read since the last window. [`JCAProcessor.inputs`] makes
-            tensors of it.
+            A dict of `face`, its id or None for the voice alone, `crops` `(clips, clip_length, size, size, 3)` uint8,
+            `waveforms` `(clips, samples)` float32, `video_mask` and `audio_mask` `(clips,)` bool, `end_frames` `(clips,)` on
+            the grid, and `rows`: empty but for the last window of a stretch of the video, which has the rows of all frames
+            of the stretch, as the pipeline gives them, without outputs. [`JCAProcessor.inputs`] makes tensors of it.
 
         Raises:
-            ValueError, FileNotFoundError, IsADirectoryError: if an argument is wrong or the source can not be read.
+            MediaError, ValueError, FileNotFoundError, IsADirectoryError: if an argument is wrong or the source can not be
+                read.
+
+        Warns:
+            IncompleteMediaWarning: if the source ends before the end that it promises.
         """
         self.plan(0, hop)  # raises for a wrong hop before anything is opened
-        yield from self.windows_of(self.events(source, audio, fps, sampling_rate, crops_dir), hop, describe(source))
+        look, max_lost = (None, 0.0) if crops_dir is not None else self.look(faces or self.video_processor.faces)
+        events = self.events(source, audio, fps, sampling_rate, crops_dir, limits)
+        yield from self.windows_of(events, hop, describe(source), look, max_lost, live, speaking)
 
-    def windows_of(self, events: Iterable[tuple[str, float, Any]], hop: int, name: str) -> Iterator[dict[str, Any]]:
+    def look(self, faces: str | Detector) -> tuple[Look, float]:
+        """How the faces of a frame are found and cut, and for how many seconds one may be lost and keep its id."""
+        if faces in ("center", "given"):
+
+            def look(seconds: float, frame: "av.VideoFrame | None") -> list[Seen]:
+                crop, box = (None, None) if frame is None else self.video_processor.crop(frame, faces)
+                return [Seen(0, crop, box, faces == "given" and frame is not None)]
+
+            return look, 0.0
+        if faces != "detect" and not callable(faces):
+            raise ValueError(f"faces={faces!r} is not known. Choose one of {', '.join(FACES)}, or give a detector.")
+        tracker = FaceTracker(None if faces == "detect" else faces, self.video_processor.size)
+        before: dict[int, np.ndarray] = {}  # crops of the last look
+
+        def track(seconds: float, frame: "av.VideoFrame | None") -> list[Seen]:
+            found = [] if frame is None else tracker(seconds, upright(frame))
+            moved = {f.face: mouth_motion(before[f.face], f.crop) for f in found if f.face in before}
+            before.clear()
+            before.update({face.face: face.crop for face in found})
+            return [Seen(f.face, f.crop, f.box, True, f.quality, moved.get(f.face)) for f in found]
+
+        return track, tracker.max_lost_seconds
+
+    def windows_of(
+        self,
+        events: Iterable[tuple[str, float, Any]],
+        hop: int,
+        name: str,
+        look: Look | None = None,
+        max_lost: float = 0.0,
+        live: bool = False,
+        speaking: bool = False,
+    ) -> Iterator[dict[str, Any]]:
         """
         [`JCAProcessor.windows`] of what was decoded elsewhere.
 
         Args:
-            events: `("has_audio", 0, bool)` first, then `("video", seconds, (crop, box, face_detected))` and `("audio",
-                seconds, samples)` on one clock, each in its order. A crop is `(size, size, 3)` uint8, a picture's bytes or
-                path, which is read only if a clip needs it, or None where there is no face; samples are mono float32 at the
-                feature extractor's rate.
+            events: `("has_audio", 0, bool)` first, then `("video", seconds, picture)` and `("audio", seconds, samples)` on
+                one clock, each in its order. Without `look` a picture is the list of its [`Seen`], with it what that takes.
+                Samples are mono float32 at the feature extractor's rate.
             hop (`int`): grid frames between the ends of the clips.
             name (`str`): of the source, for errors.
+            look, max_lost, speaking: see [`WindowBuffer`].
+            live (`bool`): see [`JCAProcessor.windows`].
         """
-        buffer, has_audio = WindowBuffer(self, hop), False
+        buffer = WindowBuffer(self, hop, look, max_lost, speaking)
+        late = 0.0
         for kind, seconds, data in events:
             if kind == "audio":
-                has_audio = True
                 buffer.add_audio(seconds, data)
+                length = len(data) / buffer.rate
+                if buffer.start and seconds + length < buffer.origin + buffer.start / self.frame_rate:
+                    late += length
             elif kind == "video":
-                buffer.add_frame(seconds, *data)
-            else:
-                has_audio = data
-            if buffer.ready(has_audio):
-                yield from buffer.pop()
-        if buffer.last is None:
-            raise ValueError(f"{name} holds no video frame that can be decoded: is the file complete?")
+                buffer.add_frame(seconds, data)
+            elif kind == "has_audio":
+                buffer.has_sound = data
+            while buffer.newest is not None and buffer.ready(live):
+                yield from buffer.pop_clips() if live else buffer.pop()
+        if buffer.newest is None:
+            raise MediaError(f"{name} holds no video frame that can be decoded: is the file complete?")
         buffer.finish()
-        while buffer.start < buffer.first + len(buffer.grid):
-            yield from buffer.pop()
+        while buffer.num_rows_out < len(buffer.shown) or buffer.start < buffer.num_frames:
+            last = buffer.start + (hop if live else buffer.block_length) >= buffer.num_frames
+            yield from buffer.pop_clips(last) if live else buffer.pop(last)
+        if late:
+            why = f"{late:.2f} s of its sound came too far behind the pictures to be used"
+            warnings.warn(f"{name}: {why}. Write it anew, interleaved.", IncompleteMediaWarning, stacklevel=2)
 
     def events(
         self,
@@ -513,9 +778,10 @@ class JCAProcessor(ProcessorMixin):
         fps: float = 30.0,
         sampling_rate: int | None = None,
         crops_dir: str | os.PathLike | None = None,
+        limits: Limits | None = None,
     ) -> Iterator[tuple[str, float, Any]]:
         """What [`JCAProcessor.windows_of`] reads, of any source; arguments as of [`JCAProcessor.windows`]."""
-        rate, given = self.feature_extractor.sampling_rate, self.video_processor.faces == "given"
+        rate = self.feature_extractor.sampling_rate
         if audio is not None:
             if np.ndim(audio) != 1 or not np.issubdtype(np.asarray(audio).dtype, np.floating):
                 raise ValueError(
@@ -523,7 +789,7 @@ class JCAProcessor(ProcessorMixin):
                     "(samples,) of floats in [-1, 1]."
                 )
             audio = resample(audio, sampling_rate or rate, rate)
-        if not isinstance(source, (str, bytes, os.PathLike)) and not hasattr(source, "read"):
+        if not isinstance(source, (str, bytes, os.PathLike, int)) and not hasattr(source, "read"):
             pictures = np.asarray(source)
             if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
                 raise ValueError(
@@ -534,30 +800,24 @@ class JCAProcessor(ProcessorMixin):
             if audio is not None:
                 yield "audio", 0.0, audio
             for index, picture in enumerate(pictures):
-                crop, box = self.video_processor.crop(av.VideoFrame.from_ndarray(picture, format="rgb24"))
-                yield "video", index / fps, (crop, box, given)
+                yield "video", index / fps, av.VideoFrame.from_ndarray(picture, format="rgb24")
             return
         crops = None
         if crops_dir is not None:
             crops = {int(path.stem): path for path in Path(crops_dir).glob("*.jpg") if path.stem.isdecimal()}
-        with open_media(source) as container:
-            yield "has_audio", 0.0, audio is not None or bool(container.streams.audio)
+        with open_media(source, limits or Limits()) as container:
+            yield "has_audio", 0.0, audio is not None or streams_of(container)[1] is not None
             number = 0
             for kind, seconds, data in decode(container, rate, timing_only=crops is not None):
-                if kind == "audio":
-                    if audio is None:
-                        yield kind, seconds, data
+                if kind == "video":
+                    number += 1  # Aff-Wild2's files count from 1
+                    if number == 1 and audio is not None:
+                        yield "audio", seconds, audio
+                    if crops is not None:
+                        data = [Seen(0, crops.get(number), None, number in crops)]
+                elif kind == "audio" and audio is not None:
                     continue
-                number += 1  # Aff-Wild2's files count from 1
-                if number == 1 and audio is not None:
-                    yield "audio", seconds, audio
-                if crops is None and data is None:
-                    yield kind, seconds, (None, None, False)
-                elif crops is None:
-                    crop, box = self.video_processor.crop(data)
-                    yield kind, seconds, (crop, box, given)
-                else:
-                    yield kind, seconds, (crops.get(number), None, number in crops)
+                yield kind, seconds, data
 
     def audio_inputs(self, waveforms: np.ndarray) -> torch.Tensor:
         """Waveforms `(clips, samples)` to what the audio encoder reads of each clip, `(clips, ...)`."""
@@ -609,4 +869,4 @@ JCAProcessor.register_for_auto_class()
 JCAFeatureExtractor.register_for_auto_class()
 JCAVideoProcessor.register_for_auto_class("AutoVideoProcessor")
 
-__all__ = ["Frame", "JCAFeatureExtractor", "JCAProcessor", "JCAVideoProcessor", "clip_frames", "window_plan"]
+__all__ = ["JCAFeatureExtractor", "JCAProcessor", "JCAVideoProcessor", "clip_frames", "window_plan"]

@@ -1,12 +1,13 @@
 """How much of a prediction is owed to the face and how much to the voice."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeling_jca import JCAModel
-from pipeline_jca import clips_to_frames
+from pipeline_jca import timeline_rows
 from processing_jca import JCAProcessor
 
 
@@ -58,13 +59,14 @@ def modality_contributions(model: JCAModel, **inputs: torch.Tensor) -> dict[str,
     return {"video": phi_video, "audio": phi_audio, "audio_share": share}
 
 
-def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, hop: int = 8) -> np.ndarray:
-    """The share of the voice in each output of each frame of a video, `(frames, outputs)` in [0, 1]; see
-    [`modality_contributions`]. `source` and `hop` are those of the pipeline."""
-    shares, ends, times = [], [], []
-    for window in processor.windows(source, hop=hop):
-        inputs = {name: tensor.to(model.device) for name, tensor in processor.inputs(window).items()}
-        shares.append(modality_contributions(model, **inputs)["audio_share"][0].float().cpu().numpy())
-        ends.append(window["end_frames"])
-        times += [frame.time for frame in window["frames"]]
-    return clips_to_frames(np.concatenate(shares), np.concatenate(ends), np.array(times), processor.frame_rate)
+def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, **options: Any) -> np.ndarray:
+    """The share of the voice in each output of each row that the pipeline gives, `(rows, outputs)` in [0, 1]; see
+    [`modality_contributions`]. `source` and `options` are those of the pipeline: hop, faces, limits."""
+    names = list(model.config.id2label.values())
+
+    def shares() -> Iterator[dict[str, Any]]:
+        for window in processor.windows(source, **options):
+            inputs = {name: tensor.to(model.device) for name, tensor in processor.inputs(window).items()}
+            yield {**window, "values": modality_contributions(model, **inputs)["audio_share"][0].float().cpu().numpy()}
+
+    return np.array([[row[name] for name in names] for row in timeline_rows(shares(), names, processor.frame_rate)])

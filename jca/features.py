@@ -81,7 +81,7 @@ class _WindowStream(IterableDataset):
                     yield {
                         "row": index,
                         "end_frames": window["end_frames"],
-                        "times": [frame.time for frame in window["frames"]],
+                        "times": [row["time"] for row in window["rows"]],
                         "inputs": self.processor.inputs(window),
                     }
                 yield {"row": index}  # that was all

@@ -25,7 +25,7 @@ from jca.corpus import CorpusError, Media, compare_lengths, frame_labels, make_d
 from jca.pools import process_pool
 from media_jca import Waveform, decode_picture
 from modeling_jca import IGNORED_LABEL
-from processing_jca import JCAProcessor, WindowBuffer, nearest_frames
+from processing_jca import JCAProcessor, Look, Seen, WindowBuffer, nearest_frames
 
 
 logger = logging.get_logger(__name__)
@@ -102,6 +102,24 @@ def _binary(data: bytes | memoryview, lengths: np.ndarray, valid: np.ndarray | N
     return pa.Array.from_buffers(pa.large_binary(), len(lengths), [bitmap, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
+def subject_look(row: Mapping, processor: JCAProcessor) -> Look | None:
+    """
+    How the one face of a row's frames is found and cut; None where the corpus has crops. Of several faces that are detected
+    the largest is the subject's.
+    """
+    if row["crops_dir"] is not None:
+        return None
+    look, _ = processor.look(processor.video_processor.faces)
+
+    def largest(seconds: float, frame: Any) -> list[Seen]:
+        faces = look(seconds, frame)
+        if len(faces) > 1:
+            faces = [max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))]
+        return [face._replace(face=0) for face in faces] or [Seen(0, None)]
+
+    return largest
+
+
 def prepare_row(row: Mapping, path: str | Path, processor: JCAProcessor) -> None:
     """
     Write the file of one row of a corpus, in one pass over its media. A crop that is no picture is noted in it as a problem;
@@ -112,18 +130,20 @@ def prepare_row(row: Mapping, path: str | Path, processor: JCAProcessor) -> None
     """
     rate, size = processor.feature_extractor.sampling_rate, processor.video_processor.size
     times, crops, sound, problems = [], [], Waveform(), []
+    look = subject_look(row, processor)
     for kind, seconds, data in processor.events(row["media_path"], crops_dir=row["crops_dir"]):
         if kind == "audio":
             sound.write(round(seconds * rate), np.nan_to_num(data))
         elif kind == "video":
             times.append(seconds)
-            crop = encode_picture(data[0]) if isinstance(data[0], np.ndarray) else data[0]
+            (seen,) = data if look is None else look(seconds, data)
+            crop = encode_picture(seen.crop) if isinstance(seen.crop, np.ndarray) else seen.crop
             if isinstance(crop, Path):
                 try:
                     decode_picture(crop, size)
                     crop = crop.read_bytes()
                 except (ValueError, OSError) as error:
-                    problems.append(f"{data[0]}: {error}" if isinstance(error, OSError) else str(error))
+                    problems.append(f"{seen.crop}: {error}" if isinstance(error, OSError) else str(error))
                     crop = None
             crops.append(crop)
     if not times:
@@ -424,7 +444,7 @@ class PreparedVideo:
             while waiting and waiting[0][0] <= seconds * rate:  # in the order of a file
                 start, piece = waiting.pop(0)
                 yield "audio", start / rate, piece
-            yield "video", seconds, (self.crop(frame), None, bool(self.has_crop[frame]))
+            yield "video", seconds, [Seen(0, self.crop(frame), None, bool(self.has_crop[frame]))]
         for start, piece in waiting:
             yield "audio", start / rate, piece
 
@@ -452,13 +472,14 @@ class PreparedVideo:
         `clip_waveform`."""
         buffer = WindowBuffer(self.processor, self.processor.span)
         buffer.origin, buffer.sound = self.clock[0], self.sound
-        buffer.first = max(first - self.processor.span + 1, 0)
-        buffer.grid = [self.crop(frame) for frame in self.nearest[buffer.first : last + 1]]
+        low = max(first - self.processor.span + 1, 0)
+        shown = self.nearest[low : last + 1]
+        buffer.crops[0] = {low + g: self.crop(frame) for g, frame in enumerate(shown) if self.has_crop[frame]}
         return buffer
 
     def window(self, ends: Sequence[int]) -> dict[str, Any]:
         """A window of clips with these end frames, as of `JCAProcessor.windows`."""
-        return self.buffer(ends[0], ends[-1]).window([int(end) for end in ends], self.num_grid_frames)
+        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends], self.num_grid_frames)
 
 
 def video_windows(row: Mapping, processor: JCAProcessor, hop: int) -> Iterator[dict[str, Any]]:
@@ -466,4 +487,5 @@ def video_windows(row: Mapping, processor: JCAProcessor, hop: int) -> Iterator[d
     if row["media_path"].endswith(".arrow"):
         video = PreparedVideo(row["media_path"], processor)
         return processor.windows_of(video.events(), hop, row["media_path"])
-    return processor.windows(row["media_path"], crops_dir=row["crops_dir"], hop=hop)
+    events = processor.events(row["media_path"], crops_dir=row["crops_dir"])
+    return processor.windows_of(events, hop, row["media_path"], subject_look(row, processor))

@@ -1,40 +1,79 @@
-"""Valence and arousal of every frame of a video: a CSV file, and a picture if asked for."""
+"""Valence and arousal of every face in every frame of videos, as files: a table, and whatever else is asked for.
+
+`accelerate launch` shares the videos among processes. The exit code is 1 if a video could not be read or ended early.
+"""
 
 import argparse
-from pathlib import Path
+import json
+import os
+import sys
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import pipeline
 
 import jca  # noqa: F401  (registers the pipeline)
 from jca.affwild2 import read_annotation
+from jca.corpus import split_by_length
 from jca.evaluation import parse_smoothing
-from jca.explanations import audio_share
-from jca.plots import plot_timeline
-from jca.timeline import write_csv
+from jca.prediction import OUTPUTS, find_sources, predict_files
+from processing_jca import FACES
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("video", help="path or URL")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", metavar="FILE_OR_FOLDER", help="videos, folders of them, or URLs")
     parser.add_argument("--model", required=True, help="folder or Hub repository of a model")
-    parser.add_argument("--csv", required=True, help="file to write, a line for each frame")
-    parser.add_argument("--plot", help="picture to write: valence and arousal over time and in the circumplex")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files, NAME.csv for NAME.mp4")
     parser.add_argument(
-        "--explain", action="store_true", help="draw how much is owed to face and voice (a second pass)"
+        "--save", nargs="+", choices=OUTPUTS, default=["csv"], metavar="KIND", help=f"any of {', '.join(OUTPUTS)}"
     )
-    parser.add_argument("--annotation", help="Aff-Wild2 annotation of the video, drawn beside the prediction")
+    parser.add_argument("--faces", choices=FACES, help="what frames are; what the model's processor says without it")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
     parser.add_argument("--smoothing", type=parse_smoothing, help='odd number of frames, or "paper"; none by default')
+    parser.add_argument(
+        "--explain", action="store_true", help="plot how much is owed to face and voice (a second pass)"
+    )
+    parser.add_argument("--annotation", help="Aff-Wild2 annotation of the one video, plotted beside the prediction")
+    parser.add_argument("--overwrite", action="store_true", help="make files anew that are there")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
     arguments = parser.parse_args()
-    pipe = pipeline("audio-visual-emotion", model=arguments.model)
-    rows = pipe(arguments.video, hop=arguments.hop, smoothing=arguments.smoothing)
-    write_csv(rows, arguments.csv)
-    print(f"{len(rows)} frames: {arguments.csv}")
-    if arguments.plot:
-        labels = read_annotation(arguments.annotation) if arguments.annotation else None
-        share = audio_share(pipe.model, pipe.processor, arguments.video, arguments.hop) if arguments.explain else None
-        plot_timeline(rows, arguments.plot, Path(arguments.video).name, labels, share)
-        print(f"picture: {arguments.plot}")
+    state = PartialState()
+    try:
+        sources = find_sources(arguments.sources)
+        pipe = pipeline("audio-visual-emotion", model=arguments.model, device=state.device)
+        sizes = [os.path.getsize(source) if os.path.exists(source) else 0 for source in sources]
+        mine = [list(sources)[index] for index in split_by_length(sizes, state.num_processes)[state.process_index]]
+        results = predict_files(
+            pipe,
+            {source: sources[source] for source in mine},
+            arguments.out,
+            arguments.save,
+            hop=arguments.hop,
+            smoothing=arguments.smoothing,
+            faces=arguments.faces,
+            overwrite=arguments.overwrite,
+            quiet=arguments.quiet or arguments.json,
+            explain=arguments.explain,
+            labels=(lambda source: read_annotation(arguments.annotation)) if arguments.annotation else None,
+        )
+        bad = []
+        for result in results:
+            if arguments.json:
+                print(json.dumps(result._asdict()), flush=True)
+            elif not arguments.quiet:
+                made = f", {result.rows} rows, {result.speed:.1f} x real time" if result.rows else ""
+                print(f"{result.source}: {result.status}{made}", flush=True)
+            bad += [result] if result.reason else []
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    bad = gather_object(bad)
+    if bad and state.is_main_process:
+        print(f"{len(bad)} of {len(sources)} videos:", file=sys.stderr)
+        for result in bad:
+            print(f"  {result.source}: {result.status}: {result.reason}", file=sys.stderr)
+    sys.exit(bool(bad))
 
 
 if __name__ == "__main__":

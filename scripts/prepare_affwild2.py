@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--num_proc", type=int, default=2, help="processes that share the videos (default: 2)")
     parser.add_argument("--sampling_rate", type=int, default=44100, help="of the sound in Hz (default: 44100)")
     parser.add_argument(
-        "--faces", choices=FACES, default="center", help="what frames are, where the corpus has no face crops"
+        "--faces", choices=FACES, default="detect", help="what frames are, where the corpus has no face crops"
     )
     parser.add_argument("--size", type=int, default=112, help="of those crops in pixels (default: 112)")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds by which annotators are late (default: 0)")

@@ -43,7 +43,7 @@ def tiny_model(seed: int = 0, **changes) -> jca.JCAModel:
 
 
 def tiny_processor(**changes) -> jca.JCAProcessor:
-    return jca.JCAProcessor(video_processor=jca.JCAVideoProcessor(size=16, **changes))
+    return jca.JCAProcessor(video_processor=jca.JCAVideoProcessor(**{"size": 16, "faces": "center", **changes}))
 
 
 @pytest.fixture(scope="session")

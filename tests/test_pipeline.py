@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_processor
+from faces import draw_face
 from media import write_video
 from transformers import AutoModel, pipeline
 
@@ -17,7 +19,7 @@ from pipeline_jca import clips_to_frames, smooth, timeline
 
 
 FLAT = sorted(path.stem for path in Path(__file__).parents[1].glob("*_jca.py"))
-COLUMNS = ["time", "frame", "face", "valence", "arousal", "box", "face_detected", "audio_present"]
+COLUMNS = ["time", "frame", "face", "valence", "arousal", "box", "face_detected", "audio_present", "face_quality"]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,9 @@ def test_save_and_load(pipe, tmp_path, silent_video):
 def test_errors(pipe, video):
     with pytest.raises(ValueError, match="Choose one of 1, 2, 4, 8, 16, 32"):
         pipe(video, hop=5)
-    with pytest.raises(TypeError, match=r"\['window'\] are no arguments of this pipeline: it takes hop, smoothing"):
+    with pytest.raises(
+        TypeError, match=r"\['window'\] are no arguments of this pipeline: it takes hop, smoothing, faces"
+    ):
         pipe(video, window=3)
     with pytest.raises(ValueError, match="smoothing=20 must be an odd number of frames"):
         pipe(video, smoothing=20)
@@ -90,6 +94,172 @@ def test_errors(pipe, video):
         pipe(video, smoothing={"joy": 3})
     with pytest.raises(FileNotFoundError, match=r"There is no file 'nothing\.mp4'"):
         pipe("nothing.mp4")
+
+
+# Several faces, and streams -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """22 s: nobody, then one person from second 2, a second one from 8 to 12; a cut at 18 to one of them alone."""
+
+    def picture(index):
+        seconds, out = index / 30, np.full((180, 320, 3), (90, 110, 120), np.uint8)
+        if seconds >= 18:
+            out[:] = (160, 60, 40)
+            out[:, ::8] = 20
+            draw_face(out, 4, (160, 90), 110)
+        elif seconds >= 2:
+            draw_face(out, 4, (90 + 10 * np.sin(seconds), 90), 110)
+            if 8 <= seconds < 12:
+                draw_face(out, 11, (240, 95), 100)
+        return out
+
+    waveform = np.random.default_rng(0).normal(0, 0.1, 44100 * 22).astype(np.float32)
+    path = tmp_path_factory.mktemp("people") / "people.mp4"
+    return write_video(path, 22 * 30, size=(320, 180), picture=picture, waveform=waveform)
+
+
+@pytest.fixture(scope="module")
+def people_rows(pipe, people):
+    return pipe(people, faces="detect")
+
+
+def seconds_of(rows, face):
+    times = [row["time"] for row in rows if row["face"] == face]
+    return (min(times), max(times), len(times)) if times else None
+
+
+def test_rows_of_several_faces(people_rows):
+    assert sorted({row["frame"] for row in people_rows}) == list(range(660))  # every frame has a row
+    order = [(row["frame"], row["face"]) for row in people_rows]
+    assert order == sorted(order, key=lambda pair: (pair[0], -1 if pair[1] is None else pair[1]))
+    assert len(order) == len(set(order))
+    faces = [face for face in dict.fromkeys(row["face"] for row in people_rows) if face is not None]
+    assert faces == [0, 1, 2]
+    # faces are looked for every half second, and confirmed by a second look
+    assert seconds_of([row for row in people_rows if row["time"] < 10], None)[:2] == pytest.approx((0, 2), abs=0.7)
+    assert seconds_of(people_rows, 0)[:2] == pytest.approx((2, 18), abs=0.7)
+    assert seconds_of(people_rows, 1)[:2] == pytest.approx((8, 12), abs=0.7)
+    assert seconds_of(people_rows, 2)[:2] == pytest.approx((18, 22), abs=0.3)  # after the cut
+    middle = {row["face"]: row for row in people_rows if row["frame"] == 300}
+    for face, center in ((0, 90 + 10 * np.sin(10)), (1, 240)):
+        row = middle[face]
+        assert row["face_detected"]
+        assert 0 < row["face_quality"] <= 1
+        assert (row["box"][0] + row["box"][2]) / 2 == pytest.approx(center, abs=8)
+    nobody = [row for row in people_rows if row["face"] is None]
+    assert {(row["box"], row["face_detected"], row["face_quality"]) for row in nobody} == {(None, False, None)}
+    # each is predicted on its own
+    both = [row["valence"] for row in people_rows if row["frame"] == 300]
+    assert both[0] != both[1]
+
+
+def test_boxes_move_between_the_frames_that_were_looked_at(people_rows):
+    centers = np.array([(r["box"][0] + r["box"][2]) / 2 for r in people_rows if r["face"] == 0 and r["box"]][60:300])
+    assert np.abs(np.diff(centers)).max() < 3
+    assert (np.diff(centers) != 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("smoothing", [None, "paper"])
+def test_a_stream_gives_the_same_rows_before_the_end(pipe, people, people_rows, smoothing):
+    expected = people_rows if smoothing is None else pipe(people, faces="detect", smoothing=smoothing)
+    rows = pipe.stream(people, faces="detect", smoothing=smoothing)
+    first = next(rows)
+    assert first == expected[0]
+    rest = list(rows)
+    assert [list(row) for row in rest[:1]] == [COLUMNS]
+    assert [first, *rest] == expected
+
+
+def test_smoothing_of_a_stream_is_that_of_the_whole(pipe, people_rows, people):
+    smoothed = pipe(people, faces="detect", smoothing=21)
+    for face in (0, 1, None):
+        raw, got = ([row for row in rows if row["face"] == face] for rows in (people_rows, smoothed))
+        expected = smooth(np.array([row["arousal"] for row in raw]), np.array([row["time"] for row in raw]), 21)
+        np.testing.assert_allclose([row["arousal"] for row in got], expected, atol=1e-9)
+
+
+class Tap:
+    """A file that says how far it was read."""
+
+    def __init__(self, data):
+        self.data, self.place, self.furthest = data, 0, 0
+
+    def read(self, size):
+        piece = self.data[self.place : self.place + size]
+        self.place += len(piece)
+        self.furthest = max(self.furthest, self.place)
+        return piece
+
+
+def write_beginning(source, target, seconds=float("inf")):
+    """The packets of the first seconds in a container that is written and read front to back."""
+    with av.open(source) as given, av.open(str(target), "w") as made:
+        streams = {stream: made.add_stream_from_template(stream) for stream in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None and packet.pts * packet.time_base < seconds:
+                packet.stream = streams[packet.stream]
+                made.mux(packet)
+    return target.read_bytes()
+
+
+def test_live_rows_come_at_once_and_know_nothing_later(pipe, people, tmp_path):
+    data = write_beginning(people, tmp_path / "people.mkv")
+    tap = Tap(data)
+    rows, read = [], []
+    for row in pipe.stream(tap, faces="detect", live=True):
+        rows.append(row)
+        read.append(tap.furthest)
+    assert sorted({row["frame"] for row in rows}) == list(range(660))
+    # 6 s of the file give the same rows for those 6 s, but for the last hop
+    begin = write_beginning(people, tmp_path / "begin.mkv", seconds=6)
+    known = [row for row in pipe.stream(begin, faces="detect", live=True) if row["time"] < 5.6]
+    assert known == [row for row in rows if row["time"] < 5.6]
+    # when the row of second 10 comes, not much more than the file up to there has been read
+    at_ten = read[next(i for i, row in enumerate(rows) if row["time"] >= 10)]
+    assert at_ten / len(data) < 0.75
+
+
+@torch.no_grad()
+def test_live_rows_are_those_of_a_window_that_ends_there(pipe, video):
+    rows = list(pipe.stream(video, live=True))
+    assert [row["frame"] for row in rows] == list(range(600))
+    names = ("crops", "waveforms", "video_mask", "audio_mask")
+    clips = {}
+    for window in pipe.processor.windows(video, hop=8):
+        for index, end in enumerate(window["end_frames"].tolist()):
+            clips[end] = {name: window[name][index] for name in names}
+    nothing = {name: np.zeros_like(values) for name, values in clips[7].items()}
+    for end in (7, 255, 543, 599):
+        chosen = [clips.get(e, nothing) for e in range(end - 15 * 32, end + 1, 32)]
+        window = {name: np.stack([clip[name] for clip in chosen]) for name in names}
+        values = pipe.model(**pipe.processor.inputs(window)).logits[0, -1].clamp(-1, 1)
+        assert [rows[end]["valence"], rows[end]["arousal"]] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_who_speaks(pipe, tmp_path):
+    """Two people, of whom the second moves the mouth with the sound."""
+    rng = np.random.default_rng(1)
+    voice = np.repeat(rng.uniform(size=60) > 0.5, 6).astype(float)  # 12 s, half of it silence, in pieces of 0.2 s
+    envelope = np.convolve(voice, np.hanning(5) / 2, "same")
+    sound = np.repeat(envelope, 1470) * rng.normal(0, 0.2, 360 * 1470)
+
+    def picture(index):
+        out = np.full((180, 320, 3), (90, 110, 120), np.uint8)
+        draw_face(out, 4, (90, 90), 110)
+        draw_face(out, 11, (230, 95), 110, open=float(envelope[index] * (0.5 + 0.5 * np.sin(index * 2.1))))
+        return out
+
+    path = write_video(tmp_path / "talk.mp4", 360, size=(320, 180), picture=picture, waveform=sound)
+    rows = pipe(path, faces="detect", speaking=True, hop=4)
+    assert [*COLUMNS, "speaking"] == list(rows[0])
+    scores = {face: [r["speaking"] for r in rows if r["face"] == face and r["speaking"] is not None] for face in (0, 1)}
+    places = {r["face"]: r["box"][0] for r in rows if r["frame"] == 100}
+    left, right = sorted(places, key=places.get)
+    assert np.mean(scores[right]) > np.mean(scores[left]) + 0.2
+    assert all(-1 <= score <= 1 for values in scores.values() for score in values)
+    assert not any("speaking" in row for row in pipe(path, faces="detect"))
 
 
 # Timeline -------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def windows_equal(ours, theirs):
     for mine, other in zip(ours, theirs, strict=True):
         for name in ("crops", "waveforms", "video_mask", "audio_mask", "end_frames"):
             np.testing.assert_array_equal(mine[name], other[name])
-        assert [frame.time for frame in mine["frames"]] == [frame.time for frame in other["frames"]]
+        assert mine["rows"] == other["rows"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_any_clip_is_that_of_the_stream(folder):
             if end >= video.num_grid_frames:
                 continue
             buffer = video.buffer(int(end), int(end))
-            crops, face = buffer.clip_crops(int(end), video.num_grid_frames)
+            crops, face = buffer.clip_crops(0, int(end), video.num_grid_frames)
             waveform, sound = buffer.clip_waveform(int(end), video.num_grid_frames)
             np.testing.assert_array_equal(crops, window["crops"][clip])
             np.testing.assert_array_equal(waveform, window["waveforms"][clip])
@@ -131,7 +131,7 @@ def test_any_clip_is_that_of_the_stream(folder):
 
 def test_frames_are_cropped_where_the_corpus_has_no_crops(tmp_path):
     path = clapping_video(tmp_path / "clap.mp4", seconds=3, claps=(1,))
-    processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40))
+    processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40, faces="center"))
     prepare({"train": corpus_of(path)}, tmp_path / "prepared", processor)
     table, facts = open_prepared(tmp_path / "prepared/train/clap.arrow")
     brightness = [decode_picture(crop, 40).mean() for crop in table["crop"].to_pylist()]
@@ -245,7 +245,7 @@ def test_a_picture_that_is_damaged_keeps_its_place(tmp_path):
     for position, size in (packets[20], packets[59]):
         data[position : position + size] = b"\xff" * size
     path.write_bytes(data)
-    processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40))
+    processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40, faces="center"))
     prepare({"train": corpus_of(path)}, tmp_path / "prepared", processor)
     video = PreparedVideo(tmp_path / "prepared/train/a.arrow", processor)
     assert np.flatnonzero(~video.has_crop).tolist() == [20, 59]

@@ -94,7 +94,7 @@ def collect(processor, source, hop=8, **options):
     for window in windows:
         for index, end in enumerate(window["end_frames"].tolist()):
             clips[end] = {name: window[name][index] for name in ("crops", "waveforms", "video_mask", "audio_mask")}
-    return clips, [frame for window in windows for frame in window["frames"]]
+    return clips, [row for window in windows for row in window["rows"]]
 
 
 @pytest.mark.parametrize("fps", [17, 25, 30, 60])
@@ -103,7 +103,7 @@ def test_a_clap_is_seen_and_heard_when_it_was(tmp_path, fps):
     path = clapping_video(tmp_path / "clap.mp4", seconds=9, claps=(7,), fps=fps)
     clips, frames = collect(tiny_processor(), path, hop=1)
     assert len(frames) == 9 * fps
-    assert [frame.time for frame in frames] == pytest.approx([index / fps for index in range(9 * fps)], abs=1e-3)
+    assert [frame["time"] for frame in frames] == pytest.approx([index / fps for index in range(9 * fps)], abs=1e-3)
     true_frame = round(7 * fps) / fps * 30  # the file's frame that is nearest to second 7, on the grid
     # a clip ends with every grid frame: the clap is its last crop when the clip ends with it
     seen = [end for end in range(31, 265) if clips[end]["crops"][-1].mean() > 128]
@@ -124,7 +124,7 @@ def test_audio_that_starts_late(tmp_path, start):
     waveform = np.full(44100 * 3, 0.4, np.float32) * np.sin(np.arange(44100 * 3) / 10).astype(np.float32)
     path = write_video(tmp_path / "late.mp4", 150, waveform=waveform, audio_start=start)
     clips, frames = collect(tiny_processor(), path, hop=1)
-    first = next(index for index, frame in enumerate(frames) if frame.audio_present)
+    first = next(index for index, frame in enumerate(frames) if frame["audio_present"])
     assert first == pytest.approx(start * 30, abs=2)
     end = round(start * 30) + 15
     onset = np.flatnonzero(np.abs(clips[end]["waveforms"]) > 0.2)[0] / 44100 + (end - 31) / 30
@@ -136,11 +136,11 @@ def test_audio_that_starts_late(tmp_path, start):
 def test_video_without_audio_and_audio_that_ends_early(tmp_path, silent_video):
     clips, frames = collect(tiny_processor(), silent_video)
     assert len(frames) == 40
-    assert not any(frame.audio_present for frame in frames)
+    assert not any(frame["audio_present"] for frame in frames)
     assert not any(clip["audio_mask"] for clip in clips.values())
     waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 44100).astype(np.float32)
     clips, frames = collect(tiny_processor(), write_video(tmp_path / "short.mp4", 120, waveform=waveform))
-    heard = [frame.audio_present for frame in frames]
+    heard = [frame["audio_present"] for frame in frames]
     assert len(frames) == 120
     assert sum(heard) == pytest.approx(30, abs=3)
     assert heard == sorted(heard, reverse=True)
@@ -191,15 +191,15 @@ def test_center_crop_and_given_faces(tmp_path):
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 8:56] = (200, 40, 40)  # the central square is red
     path = write_video(tmp_path / "red.mp4", 8, picture=lambda index: picture)
-    clips, frames = collect(jca.JCAProcessor(video_processor=jca.JCAVideoProcessor(size=48)), path)
+    clips, frames = collect(jca.JCAProcessor(video_processor=jca.JCAVideoProcessor(size=48, faces="center")), path)
     center = clips[7]["crops"].astype(int)
     assert np.abs(center[..., 2:-2, :] - (200, 40, 40)).max() < 30
-    assert frames[0].box == [8, 0, 56, 48]
-    assert not frames[0].face_detected
+    assert frames[0]["box"] == [8, 0, 56, 48]
+    assert not frames[0]["face_detected"]
     clips, frames = collect(tiny_processor(faces="given"), path)
     assert clips[7]["crops"][:, :, 0].mean() < 40  # the black edge is part of the face crop
-    assert frames[0].box == [0, 0, 64, 48]
-    assert frames[0].face_detected
+    assert frames[0]["box"] == [0, 0, 64, 48]
+    assert frames[0]["face_detected"]
 
 
 def test_crops_of_a_folder(tmp_path):
@@ -216,7 +216,7 @@ def test_crops_of_a_folder(tmp_path):
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     clips, frames = collect(tiny_processor(), path, hop=1, crops_dir=folder)
-    assert [frame.face_detected for frame in frames] == [*[True] * 32, *[False] * 27, *[True] * 5]
+    assert [frame["face_detected"] for frame in frames] == [*[True] * 32, *[False] * 27, *[True] * 5]
 
     def numbers(end):
         return np.round(clips[end]["crops"].mean(axis=(1, 2, 3)) / 3).astype(int).tolist()
@@ -231,7 +231,7 @@ def test_crops_of_a_folder(tmp_path):
 def test_memory_does_not_hold_the_whole_file(video):
     """Windows come before the file has been read to its end."""
     windows = tiny_processor().windows(video, hop=8)
-    assert len(next(windows)["frames"]) < 600
+    assert len(next(window for window in windows if window["rows"])["rows"]) < 600
 
 
 def test_waveform_reads_across_pieces_and_gaps():
@@ -303,7 +303,7 @@ def test_errors_name_the_value_and_the_remedy(tmp_path, video):
         (
             lambda: jca.JCAVideoProcessor(faces="none"),
             ValueError,
-            "faces='none' is not known. Choose one of center, given",
+            "faces='none' is not known. Choose one of detect, center, given",
         ),
         (lambda: jca.JCAFeatureExtractor()(np.zeros(100)), ValueError, "100 samples"),
     ]

@@ -1,0 +1,349 @@
+"""A picture -> the faces in it: boxes, five landmarks and scores, by MTCNN (1604.02878) in plain torch.
+
+The weights (496 thousand numbers, MIT licence) are those in the wheel of the package `mtcnn`: its files are read, but it is
+never imported, and nothing is unpickled.
+
+Positions are px of the picture, and continuous: the first pixel is from 0 to 1, a picture's own box (0, 0, width, height).
+"""
+
+import importlib.util
+import io
+import math
+import pickletools
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+try:  # unpacks the weights of MTCNN; other detectors do without
+    import lz4.frame as lz4_frame
+except ImportError:
+    lz4_frame = None
+
+MAX_CANDIDATES = 2000  # of which the overlap of each with each is computed; far more than faces
+
+
+class Detections(NamedTuple):
+    """
+    The faces of a picture, best first.
+
+    Attributes:
+        boxes: (faces, 4) float32, x0, y0, x1, y1 in px; at an edge they may reach beyond the picture.
+        landmarks: (faces, 5, 2) float32, x, y in px: eye at the picture's left, eye at its right, nose, corner of the mouth
+            at the left, corner at the right.
+        scores: (faces,) float32 in [0, 1].
+    """
+
+    boxes: np.ndarray
+    landmarks: np.ndarray
+    scores: np.ndarray
+
+
+class Detector(Protocol):
+    """
+    Whatever finds faces: a callable like this one.
+
+    One that also has `refine(picture, boxes) -> Detections` need not search every picture of a video: it says for each of
+    the `(faces, 4)` boxes, in their order, where that face is now, with a low score if it is none any more.
+    """
+
+    def __call__(self, picture: np.ndarray) -> Detections:
+        """The faces of a `(height, width, 3)` uint8 RGB picture."""
+
+
+class MTCNN:
+    """
+    Multi-task cascaded convolutional networks: P-Net proposes, R-Net sorts out, O-Net decides and sets the landmarks.
+
+    Runs on the CPU, in float32; all instances share the weights.
+
+    Args:
+        long_side: px to which the longer side of a larger picture is shrunk for P-Net and R-Net. O-Net, from which boxes
+            and landmarks come, sees the picture itself.
+        min_face: px, side of the smallest face that is looked for, in the shrunk picture.
+        thresholds: least scores of P-Net, R-Net and O-Net; by default those of the package.
+
+    Raises:
+        ImportError: if the package `mtcnn` or `lz4` is not installed.
+        ValueError: if its files hold something else than the weights of `mtcnn` 1.0, or a size is not above 0.
+    """
+
+    def __init__(
+        self,
+        long_side: float = 320,
+        min_face: float = 20,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.8),
+    ):
+        if not (long_side > 0 and min_face > 0):
+            raise ValueError(f"long_side={long_side}, min_face={min_face}: both are px, and above 0.")
+        self.long_side, self.min_face, self.thresholds = long_side, min_face, thresholds
+        networks()
+
+    @torch.inference_mode()
+    def __call__(self, picture: np.ndarray) -> Detections:
+        """
+        The faces of a `(height, width, 3)` uint8 RGB picture; without any, arrays of no rows.
+
+        Raises:
+            ValueError: if the picture has another shape or type.
+        """
+        pixels = to_pixels(picture)
+        pnet, rnet, onet = networks()
+        height, width = pixels.shape[2:]
+        shrink = min(1.0, self.long_side / max(height, width))
+        small = resize(pixels, max(1, round(height * shrink)), max(1, round(width * shrink)))
+
+        boxes = self.propose(pnet, small)
+        boxes, scores = look(rnet, small, boxes)
+        boxes, _ = select(boxes, scores, 0.7, self.thresholds[1])
+        boxes, _, scores = look(onet, pixels, boxes * ratio(small, pixels))
+        boxes, scores = select(boxes, scores, 0.7, self.thresholds[2], of_smaller=True)
+        # a second look, from better squares: the landmarks depend half as much on how the face lies in P-Net's grid
+        boxes, landmarks, _ = look(onet, pixels, boxes)
+        return Detections(boxes.numpy(), landmarks.numpy(), scores.numpy())
+
+    @torch.inference_mode()
+    def refine(self, picture: np.ndarray, boxes: np.ndarray) -> Detections:
+        """
+        Where the faces in given boxes are now: O-Net alone, at a twentieth of the time of a search.
+
+        A face may have moved by a third of its width since. Boxes that come from one picture's `refine` go into the next's:
+        they do not drift.
+
+        Args:
+            picture: (height, width, 3) uint8 RGB.
+            boxes: (faces, 4) px.
+
+        Returns:
+            an entry for each box, in their order. The score is low where no face is.
+
+        Raises:
+            ValueError: if the picture or the boxes have another shape or type, or a box is not finite.
+        """
+        pixels, boxes = to_pixels(picture), np.asarray(boxes, np.float32)
+        if not (boxes.ndim == 2 and boxes.shape[1] == 4 and np.isfinite(boxes).all()):
+            raise ValueError(
+                f"boxes of shape {boxes.shape}: refine takes (faces, 4) finite numbers, x0, y0, x1, y1 in px."
+            )
+        return Detections(*(part.numpy() for part in look(networks()[2], pixels, torch.tensor(boxes))))
+
+    def propose(self, pnet: "Network", pixels: torch.Tensor) -> torch.Tensor:
+        """Boxes `(faces, 4)` that may hold a face, of all sizes: P-Net on the picture at scales in steps of 1/sqrt(2)."""
+        height, width = pixels.shape[2:]
+        scale, found = pnet.size / self.min_face, [(torch.zeros(0, 4), torch.zeros(0))]
+        while min(height, width) * scale >= pnet.size:
+            level = resize(pixels, math.ceil(height * scale), math.ceil(width * scale))
+            offsets, scores = pnet(level)
+            y, x = torch.nonzero(scores[0] >= self.thresholds[0], as_tuple=True)
+            start = 2 * torch.stack([x, y], 1)  # P-Net's stride is 2
+            boxes = torch.cat([start, start + pnet.size], 1) + pnet.size * offsets[0, :, y, x].T
+            boxes *= ratio(level, pixels)
+            found.append(select(boxes, scores[0, y, x], 0.5))
+            scale *= math.sqrt(0.5)
+        boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
+        return select(boxes, scores, 0.7)[0]
+
+
+def look(network: "Network", pixels: torch.Tensor, boxes: torch.Tensor) -> list[torch.Tensor]:
+    """What R-Net or O-Net make of `(faces, 4)` boxes: corrected boxes, landmarks `(faces, 5, 2)` if it is O-Net, scores."""
+    boxes = squares(boxes, 2 * max(pixels.shape[2:]))
+    start, side = boxes[:, :2], boxes[:, 2:3] - boxes[:, :1]
+    crops = [crop(pixels, box, network.size) for box in boxes.int().tolist()]
+    offsets, *positions, scores = network(torch.cat([pixels.new_empty(0, 3, network.size, network.size), *crops]))
+    positions = [part.unflatten(1, (2, 5)).transpose(1, 2) for part in positions]  # five x, then five y
+    return [boxes + side * offsets, *(start[:, None] + side[:, None] * part for part in positions), scores]
+
+
+# Pixels and boxes ----------------------------------------------------------------------------------------------------
+
+
+def to_pixels(picture: np.ndarray) -> torch.Tensor:
+    """A `(height, width, 3)` uint8 array as `(1, 3, height, width)`, in place if it can be."""
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(
+            f"A picture of shape {picture.shape} and type {picture.dtype}: faces are found in (height, width, 3) uint8 RGB."
+        )
+    return torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
+
+
+def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bilinear, antialiased."""
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+
+
+def ratio(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """Factors `(4,)` that take boxes from a picture of one size to the same of another."""
+    return torch.tensor([t / o for o, t in zip(of.shape[:1:-1], to.shape[:1:-1], strict=True)] * 2)
+
+
+def squares(boxes: torch.Tensor, longest: int) -> torch.Tensor:
+    """Squares with the longer side of boxes around the middle of them; in whole px, so that a crop is exactly that."""
+    side = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True).round().clamp(1, longest)
+    start = ((boxes[:, :2] + boxes[:, 2:] - side) / 2).round()
+    return torch.cat([start, start + side], 1)
+
+
+def crop(pixels: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
+    """The px in a box, `(1, 3, size, size)`; black where it is outside of the picture."""
+    x0, y0, x1, y1 = box
+    height, width = pixels.shape[2:]
+    part = pixels[:, :, max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+    if not part.numel():
+        return pixels.new_zeros(1, 3, size, size)
+    outside = [max(edge, 0) for edge in (-x0, x1 - width, -y0, y1 - height)]
+    return resize(F.pad(part, outside) if any(outside) else part, size, size)
+
+
+def select(
+    boxes: torch.Tensor, scores: torch.Tensor, overlap: float, threshold: float = 0.0, of_smaller: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Non-maximum suppression: boxes and scores of at least `threshold`, best first, without those that overlap a better one.
+
+    Args:
+        overlap: more than this share of the union (`of_smaller`: of the smaller box) is too much.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= threshold][:MAX_CANDIDATES]
+    boxes, scores = boxes[order], scores[order]
+    start, stop = boxes[:, :2].numpy(), boxes[:, 2:].numpy()
+    common = (np.minimum(stop[:, None], stop) - np.maximum(start[:, None], start)).clip(0).prod(2)
+    area = (stop - start).clip(0).prod(1)
+    whole = np.minimum(area[:, None], area) if of_smaller else area[:, None] + area - common
+    keep = np.ones(len(boxes), bool)
+    for index, too_much in enumerate(common > overlap * whole):
+        if keep[index]:
+            keep[index + 1 :] &= ~too_much[index + 1 :]
+    keep = torch.from_numpy(keep)
+    return boxes[keep], scores[keep]
+
+
+# Networks ------------------------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """
+    One of the three networks: heads on a trunk.
+
+    Args:
+        size: px, side of the square that it judges.
+        trunk: its layers.
+        heads: in the order of the weight files: the box, in O-Net the landmarks, no face or face.
+    """
+
+    def __init__(self, size: int, trunk: list[nn.Module], heads: list[nn.Module]):
+        super().__init__()
+        self.size, self.trunk, self.heads = size, nn.Sequential(*trunk), nn.ModuleList(heads)
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Offsets of the corners and positions in the square, in sides of it, and scores; of `(batch, 3, h, w)` uint8."""
+        hidden = self.trunk((pixels.float() - 127.5) / 128)
+        *outputs, logits = [head(hidden) for head in self.heads]
+        return [*outputs, logits.softmax(1)[:, 1]]
+
+
+class FlattenColumns(nn.Module):
+    """`(batch, channels, h, w)` to `(batch, w * h * channels)`, in this order, as the trained weights expect it."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.permute(0, 3, 2, 1).flatten(1)
+
+
+def convolution(in_channels: int, out_channels: int, size: int, pool: int = 0) -> list[nn.Module]:
+    """Convolution, PReLU and, if `pool` is not 0, maximum over `pool` x `pool`, every second."""
+    layers = [nn.Conv2d(in_channels, out_channels, size), nn.PReLU(out_channels)]
+    return [*layers, nn.MaxPool2d(pool, 2, ceil_mode=True)] if pool else layers
+
+
+@lru_cache(maxsize=1)
+def networks() -> tuple[Network, Network, Network]:
+    """P-Net, R-Net and O-Net with their weights, read once."""
+    package = importlib.util.find_spec("mtcnn")  # found, not imported: that would ask for TensorFlow
+    if lz4_frame is None or package is None or not package.submodule_search_locations:
+        raise ImportError("MTCNN reads its weights from the package mtcnn, packed by lz4: `pip install mtcnn lz4`.")
+    pnet = Network(
+        12,
+        [*convolution(3, 10, 3, pool=2), *convolution(10, 16, 3), *convolution(16, 32, 3)],
+        [nn.Conv2d(32, 4, 1), nn.Conv2d(32, 2, 1)],
+    )
+    rnet = Network(
+        24,
+        [
+            *convolution(3, 28, 3, pool=3),
+            *convolution(28, 48, 3, pool=3),
+            *convolution(48, 64, 2),
+            FlattenColumns(),
+            nn.Linear(576, 128),
+            nn.PReLU(128),
+        ],
+        [nn.Linear(128, 4), nn.Linear(128, 2)],
+    )
+    onet = Network(
+        48,
+        [
+            *convolution(3, 32, 3, pool=3),
+            *convolution(32, 64, 3, pool=3),
+            *convolution(64, 64, 3, pool=2),
+            *convolution(64, 128, 2),
+            FlattenColumns(),
+            nn.Linear(1152, 256),
+            nn.PReLU(256),
+        ],
+        [nn.Linear(256, 4), nn.Linear(256, 10), nn.Linear(256, 2)],
+    )
+    folder = Path(package.submodule_search_locations[0]) / "assets" / "weights"
+    for name, network in {"pnet": pnet, "rnet": rnet, "onet": onet}.items():
+        load_weights(network, folder / f"{name}.lz4")
+        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # three times as fast
+    return pnet, rnet, onet
+
+
+@torch.no_grad()
+def load_weights(network: Network, file: Path) -> None:
+    """Copy the arrays of a file into the parameters, which are in the same order."""
+    try:
+        arrays = list(read_arrays(lz4_frame.decompress(file.read_bytes())))
+        for parameter, array in zip(network.parameters(), arrays, strict=True):
+            if array.ndim == 3:  # the slopes of a PReLU, (1, 1, channels)
+                array = array.reshape(-1)
+            # Keras has (height, width, in, out) and (in, out)
+            array = torch.from_numpy(array.copy())
+            array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if array.ndim == 2 else array
+            if array.shape != parameter.shape:
+                raise ValueError(f"{tuple(array.shape)} where {tuple(parameter.shape)} belongs")
+            parameter.copy_(array)
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{file} does not hold the weights of mtcnn 1.0 ({error}): `pip install --force-reinstall mtcnn==1.0.0 lz4`."
+        ) from error
+
+
+def read_arrays(data: bytes) -> Iterator[np.ndarray]:
+    """
+    The float32 arrays in what `joblib.dump` wrote, in their order. The pickle around them is scanned, not executed.
+
+    In place of each array joblib pickles a `NumpyArrayWrapper`; its first tuple is the shape, and behind its BUILD follow a
+    byte that says how many bytes of padding come, these, and the array's own (joblib/numpy_pickle.py).
+    """
+    stream = io.BytesIO(data)
+    numbers, shape, previous = [], None, ""
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name == "NEWOBJ":
+            numbers, shape = [], None
+        elif operation.name.startswith("BININT"):
+            numbers.append(argument)
+        elif operation.name.startswith("TUPLE") and shape is None:
+            shape = tuple(numbers)
+        elif operation.name == "BUILD" and previous == "SETITEMS":
+            stream.seek(stream.read(1)[0], io.SEEK_CUR)
+            yield np.frombuffer(stream.read(4 * math.prod(shape)), "<f4").reshape(shape)
+        previous = operation.name
