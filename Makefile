@@ -29,7 +29,7 @@ demo: install  ## synthetic corpus, the three stages of training, comparison tab
 	$(BIN)/python scripts/evaluate.py $(RUN)/seed-0/fusion $(RUN)/prepared \
 	  --cache $(RUN)/cache --output $(RUN)/metrics.json
 	$(BIN)/python scripts/predict.py $(RUN)/corpus/batch1/$(HELD_OUT).mp4 --model $(RUN)/seed-0/fusion \
-	  --csv $(RUN)/timeline.csv --plot $(RUN)/timeline.png --explain \
+	  --out $(RUN)/timeline --save csv plot overlay --explain --overwrite \
 	  --annotation $(RUN)/corpus/VA_Estimation_Challenge/Validation_Set/$(HELD_OUT).txt
 
 seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")

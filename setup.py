@@ -24,7 +24,9 @@ setup(
     # the flat modules travel with checkpoints and are importable on their own; jca/ is what a checkpoint need not carry
     py_modules=[
         "configuration_jca",
+        "detection_jca",
         "encoders_jca",
+        "faces_jca",
         "fusions_jca",
         "media_jca",
         "modeling_jca",
@@ -39,6 +41,8 @@ setup(
         "datasets>=5",
         "evaluate>=0.4.6",
         "huggingface-hub>=2",
+        "lz4>=4",
+        "mtcnn>=1.0,<2",
         "numpy>=1.26",
         "pyarrow>=21",
         "pyyaml>=6",
@@ -50,6 +54,7 @@ setup(
     ],
     extras_require={
         "augment": ["kornia>=0.8"],
+        "formats": ["pympi-ling>=1.71", "pysubs2>=1.7"],
         "plots": ["matplotlib>=3.9"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.20"],
         "dev": [
@@ -59,7 +64,10 @@ setup(
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
+            "praatio>=6.2",
             "pre-commit>=4",
+            "pympi-ling>=1.71",
+            "pysubs2>=1.7",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

@@ -10,6 +10,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_jca import I3DConfig, JCAConfig, R2Plus1DConfig, ResNetGRUConfig
 from encoders_jca import I3DModel, R2Plus1DModel, ResNetGRUModel
+from media_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
 from modeling_jca import JCAModel, ccc_loss
 from pipeline_jca import AudioVisualEmotionPipeline
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
@@ -31,6 +32,7 @@ if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
     )
 
 _LAZY = {  # they import `datasets` and more, which a model needs not
+    "Timeline": "jca.timeline",
     "extract_features": "jca.features",
     "load_affwild2": "jca.affwild2",
     "load_corpus": "jca.corpus",
@@ -50,11 +52,15 @@ __all__ = [
     "AudioVisualEmotionPipeline",
     "I3DConfig",
     "I3DModel",
+    "IncompleteMediaWarning",
     "JCAConfig",
     "JCAFeatureExtractor",
     "JCAModel",
     "JCAProcessor",
     "JCAVideoProcessor",
+    "Limits",
+    "MediaError",
+    "MediaLimitError",
     "R2Plus1DConfig",
     "R2Plus1DModel",
     "ResNetGRUConfig",

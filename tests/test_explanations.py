@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, tiny_processor
+from transformers import pipeline
 
 from jca.explanations import audio_share, modality_contributions
 from jca.plots import plot_timeline
+from jca.timeline import Timeline
 
 
 def features(seed=0):
@@ -37,16 +39,13 @@ def test_a_modality_that_is_not_read_contributes_nothing():
     assert (masked["audio_share"] == 1).all()
 
 
-def test_share_of_a_video_in_a_plot(silent_video, video, tmp_path):
+def test_share_of_a_video_in_a_plot(silent_video, video, model_folder, tmp_path):
     model, processor = tiny_model(), tiny_processor()
     assert audio_share(model, processor, silent_video).max() == 0  # there is no sound
     share = audio_share(model, processor, video)
     assert share.shape == (600, 2)
-    rows = [
-        {"time": i / 30, "valence": 0.1, "arousal": -0.1, "face_detected": True, "audio_present": True}
-        for i in range(600)
-    ]
-    plot_timeline(rows, tmp_path / "a.png", audio_share=share)
+    timeline = Timeline.from_rows(pipeline("audio-visual-emotion", model=model_folder)(video))
+    plot_timeline(timeline, tmp_path / "a.png", audio_share=share)
     assert (tmp_path / "a.png").stat().st_size > np.prod((10, 10))
 
 

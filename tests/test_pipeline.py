@@ -15,6 +15,7 @@ from media import write_video
 from transformers import AutoModel, pipeline
 
 import jca
+from detection_jca import Detections
 from pipeline_jca import clips_to_frames, smooth, timeline
 
 
@@ -153,6 +154,21 @@ def test_rows_of_several_faces(people_rows):
     # each is predicted on its own
     both = [row["valence"] for row in people_rows if row["frame"] == 300]
     assert both[0] != both[1]
+
+
+def test_frames_that_no_clip_uses_are_not_looked_at(pipe, video):
+    looked = []
+
+    def detector(picture):
+        looked.append(picture.shape)
+        return Detections(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros(0, np.float32))
+
+    rows = pipe(video, faces=detector)  # it has no `refine` and sees every picture that is looked at
+    assert len(rows) == 600
+    assert {row["face"] for row in rows} == {None}
+    # all of the first span, which the start cuts off, then every fourth
+    assert len(looked) == 32 + (600 - 32) // 4
+    assert set(looked) == {(48, 64, 3)}
 
 
 def test_boxes_move_between_the_frames_that_were_looked_at(people_rows):
