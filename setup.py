@@ -55,7 +55,7 @@ setup(
     extras_require={
         "augment": ["kornia>=0.8"],
         "formats": ["pympi-ling>=1.71", "pysubs2>=1.7"],
-        "plots": ["matplotlib>=3.9"],
+        "plots": ["matplotlib>=3.9", "pillow>=10.1"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.20"],
         "dev": [
             "audmetric>=1.4",
@@ -64,6 +64,7 @@ setup(
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
+            "pillow>=10.1",
             "praatio>=6.2",
             "pre-commit>=4",
             "pympi-ling>=1.71",

@@ -39,7 +39,7 @@ STRIP_FACES = 3  # for which the strip has room
 CLOCK_SECONDS = 0.01  # by which the times of a frame may differ: files of timelines round them
 
 
-def write_overlay(source: Any, timeline: Timeline, path: str | Path, limits: Limits = LIMITS) -> None:
+def write_overlay(source: Any, timeline: Timeline, path: str | Path, limits: Limits | None = None) -> None:
     """
     The video with a box around every face, its id and gauges of valence (V) and arousal (A), above the whole series with a
     cursor that moves over it.
@@ -53,7 +53,7 @@ def write_overlay(source: Any, timeline: Timeline, path: str | Path, limits: Lim
         source: what the timeline is of: a path, an http or https URL, bytes or a binary file object that can be wound back.
         timeline: with rows of every frame.
         path: .mp4, .m4v, .mov or .mkv.
-        limits ([`Limits`]): of the source.
+        limits ([`Limits`], *optional*): of the source, as of the pipeline.
 
     Raises:
         ImportError: if Matplotlib is not installed.
@@ -62,7 +62,7 @@ def write_overlay(source: Any, timeline: Timeline, path: str | Path, limits: Lim
         OSError: if the source is not there, or `path` can not be written.
     """
     import_figure()
-    path = Path(path)
+    path, limits = Path(path), limits or LIMITS
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"An overlay can not be written to {str(path)!r}: choose one of {', '.join(FORMATS)}.")
     if isinstance(source, (str, os.PathLike)) and path.exists() and os.path.exists(source) and path.samefile(source):

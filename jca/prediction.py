@@ -133,7 +133,7 @@ def predict_files(
                         elif kind == "circumplex":
                             plot_circumplex(timeline, target)
                         elif kind == "overlay":
-                            write_overlay(source, timeline, target)
+                            write_overlay(source, timeline, target, limits)
                         elif kind == "summary":
                             target.write_text(json.dumps(timeline.summary(), indent=1) + "\n", encoding="utf-8")
                         else:
@@ -144,7 +144,7 @@ def predict_files(
         except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError) as error:
             yield Result(source, "failed", [], reason=f"{error}" or type(error).__name__)
             continue
-        incomplete = [str(w.message) for w in caught if issubclass(w.category, IncompleteMediaWarning)]
+        incomplete = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, IncompleteMediaWarning))
         seconds = float(timeline.time[-1]) + 1 / timeline.fps
         yield Result(
             source,
