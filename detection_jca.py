@@ -26,6 +26,8 @@ try:  # unpacks the weights of MTCNN; other detectors do without
 except ImportError:
     lz4_frame = None
 
+# px in which the networks see, by which their boxes lie too far left and up: those of mirrored pictures differ by twice it
+BOX_SHIFT = 0.5
 MAX_CANDIDATES = 2000  # of which the overlap of each with each is computed; far more than faces
 
 
@@ -67,7 +69,7 @@ class MTCNN:
         long_side: px to which the longer side of a larger picture is shrunk for P-Net and R-Net. O-Net, from which boxes
             and landmarks come, sees the picture itself.
         min_face: px, side of the smallest face that is looked for, in the shrunk picture.
-        thresholds: least scores of P-Net, R-Net and O-Net; by default those of the package.
+        thresholds: least scores of P-Net, R-Net and O-Net.
 
     Raises:
         ImportError: if the package `mtcnn` or `lz4` is not installed.
@@ -78,7 +80,7 @@ class MTCNN:
         self,
         long_side: float = 320,
         min_face: float = 20,
-        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.8),
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.9),
     ):
         if not (long_side > 0 and min_face > 0):
             raise ValueError(f"long_side={long_side}, min_face={min_face}: both are px, and above 0.")
@@ -137,12 +139,13 @@ class MTCNN:
         """Boxes `(faces, 4)` that may hold a face, of all sizes: P-Net on the picture at scales in steps of 1/sqrt(2)."""
         height, width = pixels.shape[2:]
         scale, found = pnet.size / self.min_face, [(torch.zeros(0, 4), torch.zeros(0))]
-        while min(height, width) * scale >= pnet.size:
+        margin = pnet.size // 3  # px of black around the picture: windows reach beyond it, as faces at its edge do
+        while min(height, width) * scale + margin >= pnet.size:
             level = resize(pixels, math.ceil(height * scale), math.ceil(width * scale))
-            offsets, scores = pnet(level)
+            offsets, scores = pnet(F.pad(level, [margin] * 4))
             y, x = torch.nonzero(scores[0] >= self.thresholds[0], as_tuple=True)
-            start = 2 * torch.stack([x, y], 1)  # P-Net's stride is 2
-            boxes = torch.cat([start, start + pnet.size], 1) + pnet.size * offsets[0, :, y, x].T
+            start = 2 * torch.stack([x, y], 1) - margin  # P-Net's stride is 2
+            boxes = torch.cat([start, start + pnet.size], 1) + pnet.size * offsets[0, :, y, x].T + BOX_SHIFT
             boxes *= ratio(level, pixels)
             found.append(select(boxes, scores[0, y, x], 0.5))
             scale *= math.sqrt(0.5)
@@ -157,7 +160,11 @@ def look(network: "Network", pixels: torch.Tensor, boxes: torch.Tensor) -> list[
     crops = [crop(pixels, box, network.size) for box in boxes.int().tolist()]
     offsets, *positions, scores = network(torch.cat([pixels.new_empty(0, 3, network.size, network.size), *crops]))
     positions = [part.unflatten(1, (2, 5)).transpose(1, 2) for part in positions]  # five x, then five y
-    return [boxes + side * offsets, *(start[:, None] + side[:, None] * part for part in positions), scores]
+    return [
+        boxes + side * (offsets + BOX_SHIFT / network.size),
+        *(start[:, None] + side[:, None] * part for part in positions),
+        scores,
+    ]
 
 
 # Pixels and boxes ----------------------------------------------------------------------------------------------------

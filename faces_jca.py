@@ -192,9 +192,9 @@ SURE = 0.95  # score with which a face is believed at once, if a second look agr
 SAME = 0.35  # distance of two centres, in face sizes, under which they are one face
 CLOSE = 0.5  # the same, under which one face hides so much of another that neither looks like itself
 REACH, SPEED = 0.5, 2.0  # face sizes, and face sizes a second: how far off its course a face may turn up
-DOUBT = 0.4  # distance of looks from which on a face may be half hidden, or another
-UNLIKE, UNLIKE_LOST = 0.9, 0.5  # distance of looks up to which a sight may be of a track that was just seen, or lost
-LOOK_WEIGHT = 2.0  # face sizes that a distance of looks of 1 is worth
+DOUBT = 0.42  # distance of looks from which on a face may be half hidden, or another
+UNLIKE, NEAR = 0.55, 0.3  # distance of looks up to which a sight may be of a track that was just seen, or lost
+LOOK_WEIGHT = 3.0  # face sizes that a distance of looks of 1 is worth
 LOOK_SECONDS, VELOCITY_SECONDS = 2.0, 0.2  # of the running means
 COASTING = 0.5  # s that a lost face is thought to go on as it went
 FLASH_SECONDS = 0.5  # within which a picture like that before a cut means that there was no cut
@@ -236,7 +236,7 @@ class Sight(NamedTuple):
         return float(np.sqrt(np.prod(self.box[2:] - self.box[:2])))
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """What is known of a face: its last sight and when that was (s), its looks, where it was going."""
 
@@ -252,7 +252,7 @@ class Track:
         return np.asarray(self.velocity) * min(seconds - self.seen, COASTING)
 
     def unlike(self, sight: Sight) -> float:
-        return float(np.linalg.norm(self.look - sight.look))
+        return difference(self.look, sight.look)
 
     def update(self, seconds: float, sight: Sight, clear: bool) -> None:
         passed = seconds - self.seen
@@ -261,7 +261,7 @@ class Track:
         self.sight, self.seen, self.sights = sight, seconds, self.sights + 1
         if clear:
             share = max(1 / self.sights, 1 - np.exp(-passed / LOOK_SECONDS))
-            self.look = unit(self.look + share * (sight.look - self.look))
+            self.look = self.look + share * (sight.look - self.look)
 
 
 class FaceTracker:
@@ -279,14 +279,14 @@ class FaceTracker:
         self.detect_seconds, self.max_lost_seconds = detect_seconds, max_lost_seconds
         self.tracks: list[Track] = []
         self.num_faces = 0
-        self.now = self.searched = -np.inf  # s of the newest picture, of the newest search
+        self.now = self.previous = self.searched = -np.inf  # s of the newest picture, of the newest search
         self.thumbnail = None  # of the newest picture that was not flat
         self.ended = None  # the shot before the newest cut: s of the cut, thumbnail, tracks
 
     def __call__(self, seconds: float, picture: np.ndarray) -> list[Face]:
         if not seconds > self.now:
             raise ValueError(f"A picture at {seconds} s came after one at {self.now} s: give the pictures of a film in order.")
-        previous, self.now = self.now, seconds
+        self.previous, self.now = self.now, seconds
         bright = self._watch(picture)
         self.tracks = [track for track in self.tracks if seconds - track.seen <= self.max_lost_seconds]
 
@@ -295,13 +295,13 @@ class FaceTracker:
             boxes = [track.sight.box + np.tile(track.ahead(seconds), 2) for track in self.tracks]
             found = [self.refine(picture, np.array(boxes, np.float32))]
             sights = self._sights(picture, found)
-            pairs = self._match(sights)
-        lost = any(track.seen == previous and index not in pairs for index, track in enumerate(self.tracks))
+            pairs = self._match(self.tracks, sights)
+        lost = any(track.seen == self.previous and index not in pairs for index, track in enumerate(self.tracks))
         unclear = any(i not in pairs or t.unlike(sights[pairs[i]]) > DOUBT for i, t in enumerate(self.tracks))
         pause = self.detect_seconds / 5 if unclear else self.detect_seconds
         if lost or not self.refine or seconds - self.searched >= pause:
             sights = self._sights(picture, [*found, self.detector(picture)])
-            pairs = self._match(sights)
+            pairs = self._match(self.tracks, sights)
             self.searched = seconds
 
         news = [sight for index, sight in enumerate(sights) if index not in pairs.values()]
@@ -313,9 +313,13 @@ class FaceTracker:
                 clear &= track.unlike(sight) < DOUBT or self.searched == seconds
                 track.update(seconds, sight, clear)
         self.tracks = [track for track in self.tracks if track.seen == seconds or track.face is not None]
-        seen = [track for track in self.tracks if track.seen == seconds]
-        for track in seen:
-            if track.face is None and self._alone(track.sight, seen):
+        lost = [t for t in self.tracks if t.seen < seconds]
+        new = [t for t in self.tracks if t.face is None]
+        for i, j in self._match(lost, [t.sight for t in new]).items():
+            lost[i].update(seconds, new[j].sight, False)
+            self.tracks.remove(new[j])
+        for track in [t for t in self.tracks if t.seen == seconds and t.face is None]:
+            if self._alone(track.sight, self.tracks):
                 self._name(track)
         for sight in news:
             track = Track(sight, seconds, sight.look)
@@ -354,6 +358,9 @@ class FaceTracker:
         if self.ended and self.now - self.ended[0] <= FLASH_SECONDS and alike(self.ended[1], after):
             self.tracks, self.ended, self.searched = self.ended[2], None, -np.inf
             return False
+        light = np.median((after.mean(2) + 1) / (before.mean(2) + 1))
+        for track in self.tracks:
+            track.look = track.look * light
         if is_cut(before, after):
             self.ended = self.now, before, self.tracks
             self.tracks, self.searched = [], -np.inf
@@ -375,25 +382,22 @@ class FaceTracker:
                 sights.append(Sight(boxes[index], landmarks[index], float(scores[index]), crop, look(crop)))
         return sights
 
-    def _match(self, sights: list[Sight]) -> dict[int, int]:
-        costs = np.full((len(self.tracks), len(sights)), np.inf)
-        for i, track in enumerate(self.tracks):
+    def _match(self, tracks, sights: list[Sight]) -> dict[int, int]:
+        costs = np.full((len(tracks), len(sights)), np.inf)
+        for i, track in enumerate(tracks):
             ahead, passed = track.ahead(self.now), self.now - track.seen
             for j, sight in enumerate(sights):
                 off = min(distance(track.sight, sight.centre), distance(track.sight, sight.centre - ahead))
                 off += abs(np.log2(sight.size / track.sight.size))
                 unlike = track.unlike(sight)
-                if off <= REACH + SPEED * passed and unlike <= (UNLIKE if passed < 0.31 else UNLIKE_LOST):
-                    costs[i, j] = off + LOOK_WEIGHT * unlike + 2*(track.face is None)
+                limit = UNLIKE if track.seen == self.previous and off <= NEAR else DOUBT
+                if off <= REACH + SPEED * passed and unlike <= limit:
+                    costs[i, j] = off + LOOK_WEIGHT * unlike
         return match(costs)
 
 
 def distance(sight: Sight, centre: np.ndarray) -> float:
     return float(np.linalg.norm(sight.centre - centre)) / sight.size
-
-
-def unit(vector):
-    return vector / max(np.linalg.norm(vector), 1e-9)
 
 
 LOOK_CELLS = 8
@@ -403,7 +407,15 @@ OVAL = ((_columns - 0.5) / 0.38) ** 2 + ((_rows - 0.58) / 0.5) ** 2 <= 1
 
 def look(crop):
     cells = F.adaptive_avg_pool2d(torch.from_numpy(crop).permute(2, 0, 1).float(), LOOK_CELLS).permute(1, 2, 0).numpy()[OVAL]
-    return unit((cells - cells.mean()).ravel())
+    return cells
+
+
+def difference(look, other):
+    apart = np.linalg.norm(np.minimum(look, 255) - np.minimum(other, 255), axis=1)
+    return float(np.minimum(apart, APART).mean() / APART)
+
+
+APART = 45
 
 
 def match(costs: np.ndarray, unmatched: float = 1e3) -> dict[int, int]:

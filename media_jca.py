@@ -29,6 +29,7 @@ from fnmatch import fnmatch
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -45,14 +46,23 @@ except ImportError:
     certifi = None
 
 AUDIO_GAP_SECONDS = 0.05  # a jump of the audio clock above this is a gap, below it is jitter of the container
-ONE_PICTURE_A_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1")  # codecs in which none is hidden or empty
+AUDIO_DRIFT_SECONDS = 0.01  # unless it stays: by which sound is late or early on average over some twenty packets
+ONE_PICTURE_A_PACKET = (
+    "h264",
+    "hevc",
+    "mjpeg",
+    "vp9",
+    "av1",
+    "prores",
+    "dnxhd",
+    "ffv1",
+)  # codecs in which none is hidden or empty
 REORDER_FRAMES = 16  # H.264 and HEVC show at most so many frames in another order than they store them
 MISSING_SECONDS = 0.5  # by which containers round what they promise
 LOUDEST = 100.0  # 40 dB above full scale: no sound is, what a damaged packet decodes to may be
 LOWEST_RATE = 1000  # Hz: a header with less is damaged, and a second of it would become hours
 JUMP_SECONDS = 10.0  # by which a clock that goes on may step at most: twice what interleaving needs
 PAUSE_SECONDS = 3600.0  # longest picture of a screen recording, in containers whose clock never starts anew
-MOST_CHANNELS = 8  # that FFmpeg mixes to one
 MOST_WAITING = 128  # pictures that a decoder holds back, on many threads
 MOST_STRETCHED = 4  # width of a pixel to its height, above which a header is damaged
 UNSPECIFIED = 2  # colour space, FFmpeg's number
@@ -67,7 +77,7 @@ VIDEO_FORMATS = (
 AUDIO_FORMATS = "wav,w64,mp3,aac,ac3,eac3,dts,flac,aiff,au,caf,amr,ape,wv,tta"  # to say that they hold no picture
 PICTURE_FORMATS = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,gif,apng"
 RESTARTING_FORMATS = ("mpegts", "mpeg")  # whose clock may start anew in the middle: joined recordings, DVDs
-FRAGMENTED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
+FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"  # the format whose files may be
 LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "srt", "tcp", "tls", "udp")
 LIVE_OPTIONS = {"probesize": "1000000", "analyzeduration": "1000000"}  # bytes and microseconds until it is opened
 HEIF_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
@@ -77,10 +87,11 @@ SCALING = av and (  # without the last two white would not be white
     | av.video.reformatter.Interpolation.ACCURATE_RND
     | av.video.reformatter.Interpolation.FULL_CHR_H_INT
 )
+XML = rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<"
 KINDS = {  # by the first bytes
     "a playlist, which would have other files or addresses opened": rb"#EXTM3U|ffconcat version|\[playlist\]|\[reference\]"
-    rb"|<(\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(MPD|asx|smil|SmoothStreamingMedia)\b|v=0\s+o=",
-    "a picture": rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|<(\?xml[^>]*>\s*)?svg",
+    rb"|v=0\s+o=|" + XML + rb"(MPD|asx|smil|SmoothStreamingMedia)\b",
+    "a picture": rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|" + XML + rb"svg\b",
     "a web page": rb"<(!doctype )?html",
 }
 
@@ -172,8 +183,8 @@ class SourceBytes:
     """The bytes of a file object as FFmpeg reads them: a stream that can not be wound back may be peeked into, and holds
     no more than `max_bytes`."""
 
-    def __init__(self, file: Any, description: str, max_bytes: int):
-        self.file, self.description = file, description
+    def __init__(self, file: Any, description: str, max_bytes: int, owned: bool = True):
+        self.file, self.description, self.owned = file, description, owned
         self.head = b""  # of what has been read, to say what it is
         self.name = description.strip("'")
         self.windable = file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
@@ -182,6 +193,10 @@ class SourceBytes:
         self.peeked = b""
         if self.windable:
             file.seek(0)
+
+    def __del__(self):  # PyAV lets go of what it has read
+        if self.owned:
+            self.file.close()
 
     def seekable(self) -> bool:
         return self.windable
@@ -288,7 +303,7 @@ def open_media(source: Any, limits: Limits = LIMITS) -> "av.container.InputConta
         file = open_file(urllib.request.url2pathname(source[7:]) if scheme else source)
     else:
         raise MediaError(f"{name}: {scheme} is not known. Choose one of http, https, {', '.join(LIVE_PROTOCOLS)}.")
-    data = SourceBytes(file, name, limits.max_bytes)
+    data = SourceBytes(file, name, limits.max_bytes, owned=file is not source)
     if not data.windable and index_is_last(data):
         data = SourceBytes(keep(iter(lambda: data.read(READ_BYTES), b"")), name, limits.max_bytes)
     options = {"format_whitelist": f"{VIDEO_FORMATS},{AUDIO_FORMATS}", "protocol_whitelist": "none"}
@@ -346,6 +361,7 @@ def check(container: "av.container.InputContainer", name: str, limits: Limits) -
     except MediaError:
         container.close()
         raise
+    video.thread_type = "AUTO"
     video.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of frames whose size changes on the way
     return container
 
@@ -383,16 +399,17 @@ def open_live(
         "protocol_whitelist": ",".join(LIVE_PROTOCOLS),
         "rtsp_flags": "prefer_tcp",  # over UDP pictures are torn
     }
+    begun = monotonic()
     try:
         return av.open(url, format=device, options=options, timeout=limits.timeout, metadata_errors="replace")
     except av.error.ProtocolNotFoundError as error:
         raise MediaError(f"{name} can not be opened: this FFmpeg was built without its protocol.") from error
-    except (av.error.ExitError, av.error.TimeoutError) as error:
-        raise MediaLimitError(
-            f"{name}: nothing that can be played came for {limits.timeout:g} s. Is it sending? Else give a larger "
-            "Limits.timeout."
-        ) from error
     except (av.error.FFmpegError, ValueError) as error:
+        if monotonic() - begun >= limits.timeout:
+            raise MediaLimitError(
+                f"{name}: nothing that can be played came for {limits.timeout:g} s. Is it sending? Else give a larger "
+                "Limits.timeout."
+            ) from error
         why = getattr(error, "strerror", None) or error
         raise MediaError(
             f"{name} can not be opened as media ({why}): is the address right, and is it sending?"
@@ -551,9 +568,11 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, visit: Visit):
         self.visit = visit
 
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # which Python 3.10 does not know
+
     def redirect_request(self, request, response, code, message, headers, url):
         self.visit.redirect(url)
-        return super().redirect_request(request, response, code, message, headers, url)
+        return super().redirect_request(request, response, 307 if code == 308 else code, message, headers, url)
 
 
 class Connections(urllib.request.HTTPSHandler):
@@ -599,7 +618,7 @@ def promises(container: "av.container.InputContainer") -> dict[int | None, float
     name, streams = container.format.name.split(",")[0], [stream for stream in streams_of(container) if stream]
     ends = {}
     if name == "avi":  # FFmpeg shortens the duration of a file that is cut off, but not the count
-        ends = {s.index: float(s.frames / s.average_rate) for s in streams[:1] if s.average_rate}
+        ends = {None: float(s.frames / s.average_rate) for s in streams[:1] if s.average_rate}
     elif name in ("mov", "mxf", "ivf", "rm"):
         ends = {s.index: float(((s.start_time or 0) + s.duration) * s.time_base) for s in streams if s.duration}
     elif name in ("matroska", "flv", "asf", "wtv") and container.duration:
@@ -637,6 +656,8 @@ class Packets:
                     yield packet
         except MediaError:
             raise
+        except IndexError:
+            pass  # PyAV's at the end, if a stream appeared on the way
         except (av.error.FFmpegError, OSError) as error:
             self.error = error
 
@@ -647,18 +668,17 @@ class Packets:
             return
         index, unit = packet.stream.index, float(packet.time_base)
         length, seconds = min((packet.duration or 0) * unit, PAUSE_SECONDS), ticks * unit
-        if self.newest:
-            latest = max(self.newest.values())
-            own = self.newest.get(index, latest)
-            end = max(self.promises.values(), default=None)
-            allowed = (
-                max(latest, end) + JUMP_SECONDS if end else latest + (JUMP_SECONDS if self.restarts else PAUSE_SECONDS)
-            )
-            if not own - JUMP_SECONDS <= seconds + self.offset <= allowed:
-                self.offset = own + min(length, 1.0) - seconds
+        latest = max(self.newest.values(), default=seconds)
+        own, end = self.newest.get(index, latest), max(self.promises.values(), default=None)
+        pause = JUMP_SECONDS if self.restarts else PAUSE_SECONDS
+        allowed = max(latest, end) + JUMP_SECONDS if end else latest + pause
+        if not own - JUMP_SECONDS <= seconds + self.offset <= allowed:
+            self.offset = own + min(length, 1.0) - seconds
+        if packet.pts is not None:
+            ahead = (packet.pts - ticks) * unit  # of when it is stored it is shown, within the same bounds
+            if not -JUMP_SECONDS <= ahead <= min(pause, allowed - seconds - self.offset):
+                packet.pts = packet.dts
         shift = round(self.offset / unit)
-        if packet.pts is not None and abs(packet.pts - ticks) * unit > PAUSE_SECONDS:
-            packet.pts = packet.dts  # no picture is stored so long before it is shown
         if shift and packet.pts is not None:
             packet.pts += shift
         if shift and packet.dts is not None:
@@ -680,16 +700,18 @@ class Packets:
 
     @property
     def missing(self) -> float:
-        late, counted = 0.0, self.container.format.name not in FRAGMENTED_FORMATS
+        late, streams = 0.0, self.container.streams
         for index, end in self.promises.items():
-            frames = 0 if index is None else self.container.streams[index].frames
-            counted |= frames > 0
-            if not 0 < frames <= self.counts[index]:  # else all that its table lists have come, whatever their length
+            # all that an mp4's table lists may have come, whatever length it claims
+            if index is None or not 0 < streams[index].frames <= self.counts[index]:
                 late = max(late, end - (self.seconds if index is None else self.ends.get(index, 0.0)))
-        if late > MISSING_SECONDS:
-            return late
-        broke_off = self.error is not None or any(self.cut.values())
-        return float("inf") if broke_off and not (self.promises and counted) else 0.0
+        broke_off = late > MISSING_SECONDS or self.error is not None or any(self.cut.values())
+        fragmented = self.container.format.name == FRAGMENTED and not any(
+            s.frames for s in streams_of(self.container) if s
+        )
+        if fragmented or not self.promises:  # a fragment speaks for itself alone
+            return float("inf") if broke_off else 0.0
+        return late if late > MISSING_SECONDS else 0.0
 
 
 class Voice:
@@ -699,35 +721,33 @@ class Voice:
         self.sampling_rate = sampling_rate
         self.resampler, self.kind = None, None
         self.position, self.expected = 0, 0.0  # of the next sample out; seconds of the next frame in
+        self.drift = 0.0  # seconds by which frames come later than expected
 
     def pieces(self, frame: "av.AudioFrame | None") -> Iterator[tuple[float, np.ndarray]]:
         """`(seconds, samples)` of a frame; None for what is held back at the end."""
         if frame is not None:
-            if frame.layout.nb_channels > MOST_CHANNELS:
-                frame = first_channel(frame)
             time = self.expected if frame.time is None else frame.time
             kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if kind != self.kind or abs(time - self.expected) > AUDIO_GAP_SECONDS:
+            jump = time - self.expected
+            self.drift += (jump - self.drift) / 20
+            if kind != self.kind or abs(jump) > AUDIO_GAP_SECONDS or abs(self.drift) > AUDIO_DRIFT_SECONDS:
                 yield from self.push(None)
                 self.resampler = av.AudioResampler(format="flt", layout="mono", rate=self.sampling_rate)
-                self.kind, self.position, self.expected = kind, round(time * self.sampling_rate), time
+                self.kind, self.position = kind, round(time * self.sampling_rate)
+                self.expected, self.drift = time, 0.0
             self.expected += frame.samples / frame.sample_rate
         yield from self.push(frame)
 
     def push(self, frame: "av.AudioFrame | None") -> Iterator[tuple[float, np.ndarray]]:
-        for piece in self.resampler.resample(frame) if self.resampler else ():
+        try:
+            pieces = self.resampler.resample(frame) if self.resampler else ()
+        except av.error.FFmpegError:
+            self.resampler = self.kind = None  # it can not go on
+            raise
+        for piece in pieces:
             samples = piece.to_ndarray()[0]
             yield self.position / self.sampling_rate, np.where(np.abs(samples) < LOUDEST, samples, np.float32(0))
             self.position += len(samples)
-
-
-def first_channel(frame: "av.AudioFrame") -> "av.AudioFrame":
-    """Of more channels than FFmpeg can mix."""
-    samples = frame.to_ndarray()
-    samples = samples[:1] if frame.format.is_planar else samples[:, :: frame.layout.nb_channels]
-    mono = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=frame.format.name, layout="mono")
-    mono.sample_rate, mono.time_base, mono.pts = frame.sample_rate, frame.time_base, frame.pts
-    return mono
 
 
 def decode(
@@ -750,78 +770,69 @@ def decode(
     video, audio = streams_of(container)
     name = container.name if container.name.startswith("<") else describe(container.name)
     packets, voice = Packets(container, name, limits), Voice(sampling_rate)
-    video.thread_type = "AUTO"
     rate = float(video.average_rate or video.guessed_rate or 30)
     aspect, coded_aspect = video.sample_aspect_ratio, video.codec_context.sample_aspect_ratio
     keeps_places = video.codec_context.name in ONE_PICTURE_A_PACKET
-    waiting, number, last_time = [], 0, None  # times of packets come in storage order: a heap brings them in order
-    damaged, reasons = Counter(), {}
+    waiting, number = [], 0  # times of packets come in storage order: a heap brings them in order
+    last_time, seen = -math.inf, timing_only
+    damaged: dict[int, tuple[int, str]] = {}  # by stream, how many packets and why the first
     for packet in chain(packets, (flush(stream) for stream in (video, audio) if stream)):
-        stream = packet.stream
+        stream, decoded = packet.stream, []
         if stream is video and packet.size and not packet.is_discard:
             number += 1
             heapq.heappush(waiting, number / rate if packet.pts is None else float(packet.pts * packet.time_base))
-        if stream is video and timing_only:
-            while waiting and (len(waiting) > REORDER_FRAMES or not packet.size):
-                last_time = heapq.heappop(waiting)
-                yield "video", last_time, None
+        if stream is audio or (stream is video and not timing_only):
+            try:
+                frames = packet.decode()
+                if stream is audio:
+                    frames = [piece for f in frames if f.sample_rate >= LOWEST_RATE for piece in voice.pieces(f)]
+                decoded = frames
+            except av.error.FFmpegError as error:
+                check_size(video.codec_context, name, limits)
+                count, why = damaged.get(stream.index, (0, error.strerror))
+                damaged[stream.index] = count + 1, why
+        if stream is audio:
+            for seconds, samples in decoded:
+                yield "audio", seconds, samples
             continue
-        if stream is not video and stream is not audio:
-            continue
-        try:
-            if stream is audio:
-                for frame in packet.decode():
-                    if frame.sample_rate >= LOWEST_RATE:
-                        for piece in voice.pieces(frame):
-                            yield "audio", *piece
-                continue
-            decoded = packet.decode()
-        except av.error.FFmpegError as error:
-            check_size(video.codec_context, name, limits)
-            damaged[stream.type] += 1
-            reasons.setdefault(stream.type, error.strerror)
-            decoded = []
         for frame in decoded:
-            time = frame.time
-            if time is None or (last_time is not None and time <= last_time):  # no clock, or one that steps back
-                time = 0.0 if last_time is None else last_time + 1 / rate
+            seen, time = True, frame.time
+            if time is None or time <= last_time:  # no clock, or one that steps back
+                time = 0.0 if math.isinf(last_time) else last_time + 1 / rate
                 keeps_places = False
             while waiting and waiting[0] <= time:
                 missing = heapq.heappop(waiting)
-                if keeps_places and missing < time:  # a later one has come
+                if keeps_places and last_time < missing < time:  # a later one has come
+                    last_time = missing
                     yield "video", missing, None
             last_time = time
             if (coded := video.codec_context.sample_aspect_ratio) and coded != coded_aspect:
                 aspect = coded  # a broadcast changes it on the way
             frame.opaque = (aspect,)  # the shape of its pixels, which PyAV does not give
             yield "video", time, frame
-        while len(waiting) > MOST_WAITING:
-            last_time = heapq.heappop(waiting)
-            if keeps_places:
-                yield "video", last_time, None
-    if last_time is None:
-        why = f" ({reasons['video']})" if "video" in reasons else ""
-        raise MediaError(f"{name} holds no video frame that can be decoded{why}: is the file complete?")
-    for time in sorted(waiting) if keeps_places else ():
-        yield "video", time, None
-    for piece in voice.pieces(None):
-        yield "audio", *piece
-    for kind, count in damaged.items():
-        stream = video if kind == "video" else audio
-        warn(
-            f"{name}: {count:,} of {packets.counts[stream.index]:,} {kind} packets are damaged ({reasons[kind]}) and left "
-            "out."
-        )
-    seconds = max(packets.seconds, last_time + 1 / rate)  # without timestamps pictures are counted
-    if packets.missing:
-        lacks = (
-            "breaks off"
-            if math.isinf(packets.missing)
-            else f"lacks {packets.missing:.1f} s that its header promises and ends"
-        )
+        ended = stream is video and not packet.size
+        if ended and not (seen and number):
+            why = f" ({damaged[video.index][1]})" if video.index in damaged else ""
+            raise MediaError(f"{name} holds no video frame that can be decoded{why}: is the file complete?")
+        held = 0 if ended else REORDER_FRAMES if timing_only else MOST_WAITING
+        while len(waiting) > held:
+            time = heapq.heappop(waiting)
+            if timing_only and time <= last_time:
+                time = last_time + 1 / rate
+            if time > last_time and (timing_only or keeps_places):
+                last_time = time
+                yield "video", time, None
+    for seconds, samples in voice.pieces(None):
+        yield "audio", seconds, samples
+    for index, (count, why) in damaged.items():
+        kind = container.streams[index].type
+        warn(f"{name}: {count:,} of {packets.counts[index]:,} {kind} packets are damaged ({why}) and left out.")
+    seconds, missing = max(packets.seconds, last_time + 1 / rate), packets.missing  # without timestamps, as counted
+    if missing:
+        lacks = "breaks off" if math.isinf(missing) else f"lacks {missing:.1f} s that its header promises and ends"
         why = f" ({getattr(packets.error, 'strerror', None) or packets.error})" if packets.error else ""
         warn(f"{name} {lacks} after {seconds - (packets.start or 0):.1f} s{why}: is the file complete?")
-    yield "end", seconds, packets.missing
+    yield "end", seconds, missing
 
 
 def flush(stream: "av.VideoStream | av.AudioStream") -> "av.Packet":

@@ -161,6 +161,12 @@ def timeline_rows(
     yield from ready(np.inf)
 
 
+def _join(clips: Mapping[int, Mapping[str, torch.Tensor]], ends: Iterable[int]) -> dict[str, torch.Tensor]:
+    """One window of clips `(1, 1, ...)` by their end frames; one that is not there is masked."""
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in next(iter(clips.values())).items()}
+    return {name: torch.cat([clips.get(end, nothing)[name] for end in ends], dim=1) for name in nothing}
+
+
 class AudioVisualEmotionPipeline(ChunkPipeline):
     """
     A video in, one row for each of its frames and faces out.
@@ -242,27 +248,26 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
     @torch.inference_mode()
     def _live(self, windows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The newest clip of each face at the end of a window of those before it; each clip is encoded once."""
-        span, num_clips = self.processor.span, self.processor.num_clips
-        past: dict[int | None, dict[int, dict[str, torch.Tensor]]] = {}  # of each face by the end frame
+        span, num_clips, modalities = self.processor.span, self.processor.num_clips, self.model.config.modalities
+        heard: dict[int, dict[str, torch.Tensor]] = {}  # the audio of clips by the end frame
+        seen: dict[int | None, dict[int, dict[str, torch.Tensor]]] = {}  # the same of each face's video
         for window in windows:
             (end,) = window["end_frames"].tolist()
+            ends = range(end - (num_clips - 1) * span, end + 1, span)
             inputs = self._ensure_tensor_on_device(self._cast(self.processor.inputs(window)), device=self.device)
-            clip = {name: inputs[name] for name in ("video_mask", "audio_mask")}
-            if "video" in self.model.config.modalities:
+            if end not in heard:
+                heard = {e: clip for e, clip in heard.items() if e >= ends[0]}
+                seen = {face: {e: clip for e, clip in clips.items() if e >= ends[0]} for face, clips in seen.items()}
+                seen = {face: clips for face, clips in seen.items() if clips}
+                heard[end] = clip = {"audio_mask": inputs["audio_mask"]}
+                if "audio" in modalities:
+                    audio = inputs[self.processor.audio_input_name]
+                    clip["audio_features"] = self.model.get_audio_features(audio, clip["audio_mask"])
+            seen.setdefault(window["face"], {})[end] = clip = {"video_mask": inputs["video_mask"]}
+            if "video" in modalities:
                 clip["video_features"] = self.model.get_video_features(inputs["pixel_values"], clip["video_mask"])
-            if "audio" in self.model.config.modalities:
-                audio = inputs[self.processor.audio_input_name]
-                clip["audio_features"] = self.model.get_audio_features(audio, clip["audio_mask"])
-            clips = past.setdefault(window["face"], {})
-            clips[end] = clip
-            nothing = {name: torch.zeros_like(tensor) for name, tensor in clip.items()}
-            chosen = [clips.get(e, nothing) for e in range(end - (num_clips - 1) * span, end + 1, span)]
-            logits = self.model(**{name: torch.cat([c[name] for c in chosen], dim=1) for name in clip}).logits
+            logits = self.model(**_join(seen[window["face"]], ends), **_join(heard, ends)).logits
             yield {"values": logits[:, -1:].float().cpu(), **{k: window[k] for k in ("face", "end_frames", "rows")}}
-            for face, clips in list(past.items()):
-                past[face] = {e: clip for e, clip in clips.items() if e > end - num_clips * span}
-                if not past[face]:
-                    del past[face]
 
     def _cast(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -65,7 +65,7 @@ def repeat(path: Path, minutes: int) -> Path:
                 streams = streams or {s.index: made.add_stream_from_template(s) for s in given.streams}
                 for packet in given.demux():
                     if packet.dts is not None:
-                        shift = round(number * SECONDS / packet.time_base)
+                        shift = round(number * (SECONDS + 0.1) / packet.time_base)  # sound is a little longer
                         packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                         packet.stream = streams[packet.stream.index]
                         made.mux(packet)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from jca import synthetic
 
 
-PEOPLE = (4, 19, 24)  # long brown hair; black hair and dark skin; red hair and light skin
+PEOPLE = (5, 11, 20)  # long black hair; short fair hair; short grey hair
 NEUTRAL = {"roll": 0.0, "yaw": 0.0, "smile": 0.0, "frown": 0.0, "cheek": 0.0, "lid": 0.9, "brow": 0.0, "open": 0.2}
 
 

@@ -1,5 +1,6 @@
 """Small real media files, written by PyAV."""
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -224,6 +225,17 @@ def two_sizes(path: Path) -> str:
     return str(path)
 
 
+def joined(path: Path, **options) -> str:
+    """Two recordings one after the other, of 30 s and of 9 s: the clock starts anew, the clap is at 37."""
+    clapping(
+        path, pictures=partial(dark, white=-1), times=[index / 30 for index in range(900)], audio_end=30.0, **options
+    )
+    first = path.read_bytes()
+    clapping(path, **options)
+    path.write_bytes(first + path.read_bytes())
+    return str(path)
+
+
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[str, int, int]]:
     """`(path, start, end)` of the boxes of an mp4 (ISO/IEC 14496-12), those within others after these."""
     end = len(data) if end is None else end
@@ -301,3 +313,47 @@ CLAPPING = {  # by a name that ends with what files are called
     "picture.mkv": partial(clapping, codec="mjpeg", pix_fmt="yuvj420p", audio_codec="pcm_s16le"),
     "set_top.wtv": partial(clapping, codec="mpeg2video", audio_codec="mp2"),
 }
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+def mutate(data: bytes, seed: int) -> bytes:
+    """A file with one to four faults: flipped bits, lost, doubled, moved and overwritten pieces, among them whole parts of
+    an mp4, Matroska or MPEG-TS file, and cuts."""
+    rng = np.random.default_rng(seed)
+    for _ in range(rng.integers(1, 5)):
+        if len(data) < 16:
+            break
+        if data[4:8] == b"ftyp" and rng.random() < 0.7:  # the small boxes say the most
+            pieces = [(low, high) for _, low, high in boxes(data)]
+        elif data[:4] == b"\x1a\x45\xdf\xa3":  # elements of the first levels begin with four bytes
+            starts = [m.start() for m in re.finditer(rb"[\x10-\x1f][\x00-\xff]{3}", data)]
+            pieces = list(zip(starts, [*starts[1:], len(data)], strict=True))
+        else:
+            step = 188 if data[:1] == b"\x47" else max(len(data) // 50, 1)
+            pieces = [(low, low + step) for low in range(0, len(data), step)]
+        low, high = pieces[rng.integers(len(pieces))]
+        piece, place = data[low:high], rng.integers(len(data))
+        match rng.integers(7):
+            case 0:
+                changed = bytearray(data)
+                for position in rng.integers(len(data), size=rng.integers(1, 30)):
+                    changed[position] ^= 1 << rng.integers(8)
+                data = bytes(changed)
+            case 1:  # in the head of a piece
+                changed = bytearray(data)
+                for position in rng.integers(low, min(low + 40, len(data)), size=rng.integers(1, 6)):
+                    changed[position] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+                data = bytes(changed)
+            case 2:
+                data = data[:low] + data[high:]
+            case 3:
+                data = data[:high] + piece + data[high:]
+            case 4:
+                data = data[:place] + piece + data[place:]
+            case 5:
+                data = data[:low] + rng.bytes(high - low) + data[high:]
+            case 6:
+                data = data[: rng.integers(len(data) // 4, len(data))]
+    return data

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_processor
-from media import clapping_video, write_video
+from media import CLAPPING, clapping_video, write_video
 from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
@@ -117,6 +117,26 @@ def test_a_clap_is_seen_and_heard_when_it_was(tmp_path, fps):
             heard.append(start + loud[0] / 44100)
     assert len(heard) >= 31
     assert np.allclose(heard[:-2], 7, atol=0.5 / 30)
+
+
+CLOCKS = ["late_start.ts", "audio_first.mkv", "audio_late.mp4", "variable_rate.mp4", "edited.mp4", "b_frames.mp4"]
+PICTURES = ["rotated.mp4", "interlaced.ts", "10_bit.mp4", "two_sizes.mkv", "wide_pixels.mp4", "web.webm"]
+
+
+@pytest.mark.parametrize("name", CLOCKS + PICTURES)
+def test_both_inputs_have_the_clap_of_any_media_where_it_was(tmp_path, name):
+    CLAPPING[name](tmp_path / name)
+    clips, frames = collect(tiny_processor(), str(tmp_path / name), hop=1)
+    # a clip ends with every grid frame: second 7 is grid frame 210
+    seen = [end for end in range(31, 260) if clips[end]["crops"][-1].mean() > 128]
+    assert min(abs(end - 210) for end in seen) == 0
+    assert all(abs(end - 210) <= (45 if name.startswith("variable") else 1) for end in seen)  # after a pause of 1.5 s
+    for end in (212, 230, 238):
+        onset = np.flatnonzero(np.abs(clips[end]["waveforms"]) > 0.2)[0] / 44100 + (end - 31) / 30
+        assert onset == pytest.approx(7, abs=0.5 / 30)
+    assert frames[0]["time"] == 0
+    white = min(frames, key=lambda frame: abs(frame["time"] - 7))
+    assert white["time"] == pytest.approx(7, abs=0.5 / 30)
 
 
 @pytest.mark.parametrize("start", [0.5, 2.0])
