@@ -80,7 +80,7 @@ class MTCNN:
         self,
         long_side: float = 320,
         min_face: float = 20,
-        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.9),
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.85),
     ):
         if not (long_side > 0 and min_face > 0):
             raise ValueError(f"long_side={long_side}, min_face={min_face}: both are px, and above 0.")
@@ -101,13 +101,14 @@ class MTCNN:
         shrink = min(1.0, self.long_side / max(height, width))
         small = resize(pixels, max(1, round(height * shrink)), max(1, round(width * shrink)))
 
-        boxes = self.propose(pnet, small)
-        boxes, scores = look(rnet, small, boxes)
-        boxes, _ = select(boxes, scores, 0.7, self.thresholds[1])
-        boxes, _, scores = look(onet, pixels, boxes * ratio(small, pixels))
-        boxes, scores = select(boxes, scores, 0.7, self.thresholds[2], of_smaller=True)
-        # a second look, from better squares: the landmarks depend half as much on how the face lies in P-Net's grid
-        boxes, landmarks, _ = look(onet, pixels, boxes)
+        boxes, scores = look(rnet, small, self.propose(pnet, small))
+        boxes = boxes[select(boxes, scores, 0.7, self.thresholds[1])] * ratio(small, pixels)
+        # O-Net looks twice: from better squares it lets half as much pass that is no face, and its landmarks depend half as
+        # much on how the face lies in P-Net's grid
+        for _ in range(2):
+            boxes, landmarks, scores = look(onet, pixels, boxes)
+            faces = select(boxes, scores, 0.7, self.thresholds[2], of_smaller=True)
+            boxes, landmarks, scores = boxes[faces], landmarks[faces], scores[faces]
         return Detections(boxes.numpy(), landmarks.numpy(), scores.numpy())
 
     @torch.inference_mode()
@@ -147,10 +148,11 @@ class MTCNN:
             start = 2 * torch.stack([x, y], 1) - margin  # P-Net's stride is 2
             boxes = torch.cat([start, start + pnet.size], 1) + pnet.size * offsets[0, :, y, x].T + BOX_SHIFT
             boxes *= ratio(level, pixels)
-            found.append(select(boxes, scores[0, y, x], 0.5))
+            kept = select(boxes, scores[0, y, x], 0.5)
+            found.append((boxes[kept], scores[0, y, x][kept]))
             scale *= math.sqrt(0.5)
         boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
-        return select(boxes, scores, 0.7)[0]
+        return boxes[select(boxes, scores, 0.7)]
 
 
 def look(network: "Network", pixels: torch.Tensor, boxes: torch.Tensor) -> list[torch.Tensor]:
@@ -212,26 +214,24 @@ def crop(pixels: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
 
 def select(
     boxes: torch.Tensor, scores: torch.Tensor, overlap: float, threshold: float = 0.0, of_smaller: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """
-    Non-maximum suppression: boxes and scores of at least `threshold`, best first, without those that overlap a better one.
+    Non-maximum suppression: which boxes have at least the score `threshold` and overlap no better one, the best first.
 
     Args:
         overlap: more than this share of the union (`of_smaller`: of the smaller box) is too much.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= threshold][:MAX_CANDIDATES]
-    boxes, scores = boxes[order], scores[order]
-    start, stop = boxes[:, :2].numpy(), boxes[:, 2:].numpy()
+    start, stop = boxes[order].numpy().reshape(-1, 2, 2).swapaxes(0, 1)
     common = (np.minimum(stop[:, None], stop) - np.maximum(start[:, None], start)).clip(0).prod(2)
     area = (stop - start).clip(0).prod(1)
     whole = np.minimum(area[:, None], area) if of_smaller else area[:, None] + area - common
-    keep = np.ones(len(boxes), bool)
+    keep = np.ones(len(order), bool)
     for index, too_much in enumerate(common > overlap * whole):
         if keep[index]:
             keep[index + 1 :] &= ~too_much[index + 1 :]
-    keep = torch.from_numpy(keep)
-    return boxes[keep], scores[keep]
+    return order[torch.from_numpy(keep)]
 
 
 # Networks ------------------------------------------------------------------------------------------------------------

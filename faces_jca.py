@@ -193,7 +193,7 @@ SAME = 0.35  # distance of two centres, in face sizes, under which they are one 
 CLOSE = 0.5  # the same, under which one face hides so much of another that neither looks like itself
 REACH, SPEED = 0.5, 2.0  # face sizes, and face sizes a second: how far off its course a face may turn up
 DOUBT = 0.42  # distance of looks from which on a face may be half hidden, or another
-UNLIKE, NEAR = 0.55, 0.3  # distance of looks up to which a sight may be of a track that was just seen, or lost
+STEADY, NEAR = 0.3, 0.3  # distance of looks up to which a sight may be of a track that was just seen, or lost
 LOOK_WEIGHT = 3.0  # face sizes that a distance of looks of 1 is worth
 LOOK_SECONDS, VELOCITY_SECONDS = 2.0, 0.2  # of the running means
 COASTING = 0.5  # s that a lost face is thought to go on as it went
@@ -243,6 +243,7 @@ class Track:
     sight: Sight
     seen: float
     look: np.ndarray
+    newest: np.ndarray
     face: int | None = None  # its id, once it is confirmed
     sights: int = 1
     velocity: np.ndarray = (0.0, 0.0)  # px/s
@@ -259,6 +260,7 @@ class Track:
         turn = 1 - np.exp(-passed / VELOCITY_SECONDS)
         self.velocity = self.velocity + turn * ((sight.centre - self.sight.centre) / passed - self.velocity)
         self.sight, self.seen, self.sights = sight, seconds, self.sights + 1
+        self.newest = sight.look
         if clear:
             share = max(1 / self.sights, 1 - np.exp(-passed / LOOK_SECONDS))
             self.look = self.look + share * (sight.look - self.look)
@@ -322,7 +324,7 @@ class FaceTracker:
             if self._alone(track.sight, self.tracks):
                 self._name(track)
         for sight in news:
-            track = Track(sight, seconds, sight.look)
+            track = Track(sight, seconds, sight.look, sight.look)
             self.tracks.append(track)
             if not bright and self._alone(sight, self.tracks) and self._sure(picture, sight):
                 self._name(track)
@@ -360,7 +362,7 @@ class FaceTracker:
             return False
         light = np.median((after.mean(2) + 1) / (before.mean(2) + 1))
         for track in self.tracks:
-            track.look = track.look * light
+            track.look, track.newest = track.look * light, track.newest * light
         if is_cut(before, after):
             self.ended = self.now, before, self.tracks
             self.tracks, self.searched = [], -np.inf
@@ -390,8 +392,8 @@ class FaceTracker:
                 off = min(distance(track.sight, sight.centre), distance(track.sight, sight.centre - ahead))
                 off += abs(np.log2(sight.size / track.sight.size))
                 unlike = track.unlike(sight)
-                limit = UNLIKE if track.seen == self.previous and off <= NEAR else DOUBT
-                if off <= REACH + SPEED * passed and unlike <= limit:
+                steady = track.seen == self.previous and off <= NEAR and difference(track.newest, sight.look) <= STEADY
+                if off <= REACH + SPEED * passed and (unlike <= DOUBT or steady):
                     costs[i, j] = off + LOOK_WEIGHT * unlike
         return match(costs)
 

@@ -79,14 +79,14 @@ PICTURE_FORMATS = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,gif,
 RESTARTING_FORMATS = ("mpegts", "mpeg")  # whose clock may start anew in the middle: joined recordings, DVDs
 FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"  # the format whose files may be
 LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "srt", "tcp", "tls", "udp")
+# tags that are no UTF-8 are no reason to refuse a file; PyAV 19 takes them without being told
+TOLERANT = {"metadata_errors": "replace"} if av and int(av.__version__.split(".")[0]) < 19 else {}
 LIVE_OPTIONS = {"probesize": "1000000", "analyzeduration": "1000000"}  # bytes and microseconds until it is opened
 HEIF_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}", {}), "darwin": ("avfoundation", "{}", {"framerate": "30"})}
-SCALING = av and (  # without the last two white would not be white
-    av.video.reformatter.Interpolation.BILINEAR
-    | av.video.reformatter.Interpolation.ACCURATE_RND
-    | av.video.reformatter.Interpolation.FULL_CHR_H_INT
-)
+SCALING = (
+    0x2 | 0x40000 | 0x2000
+)  # FFmpeg's SWS_BILINEAR, _ACCURATE_RND and _FULL_CHR_H_INT, without which white is grey
 XML = rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<"
 KINDS = {  # by the first bytes
     "a playlist, which would have other files or addresses opened": rb"#EXTM3U|ffconcat version|\[playlist\]|\[reference\]"
@@ -307,10 +307,9 @@ def open_media(source: Any, limits: Limits = LIMITS) -> "av.container.InputConta
     if not data.windable and index_is_last(data):
         data = SourceBytes(keep(iter(lambda: data.read(READ_BYTES), b"")), name, limits.max_bytes)
     options = {"format_whitelist": f"{VIDEO_FORMATS},{AUDIO_FORMATS}", "protocol_whitelist": "none"}
-    options |= {} if data.windable else LIVE_OPTIONS
+    options |= {"max_pixels": str(limits.max_pixels)} | ({} if data.windable else LIVE_OPTIONS)
     try:
-        # tags that are no UTF-8 are no reason to refuse a file
-        container = av.open(data, options=options, io_open=refuse, metadata_errors="replace")
+        container = av.open(data, options=options, io_open=refuse, **TOLERANT)
     except MediaError:
         raise
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -395,13 +394,14 @@ def open_live(
 ) -> "av.container.InputContainer":
     """What comes as it happens: a URL of [`LIVE_PROTOCOLS`], or a device of FFmpeg's."""
     options |= LIVE_OPTIONS | {
+        "max_pixels": str(limits.max_pixels),
         "format_whitelist": device or f"{VIDEO_FORMATS},rtsp,rtp",
         "protocol_whitelist": ",".join(LIVE_PROTOCOLS),
         "rtsp_flags": "prefer_tcp",  # over UDP pictures are torn
     }
     begun = monotonic()
     try:
-        return av.open(url, format=device, options=options, timeout=limits.timeout, metadata_errors="replace")
+        return av.open(url, format=device, options=options, timeout=limits.timeout, **TOLERANT)
     except av.error.ProtocolNotFoundError as error:
         raise MediaError(f"{name} can not be opened: this FFmpeg was built without its protocol.") from error
     except (av.error.FFmpegError, ValueError) as error:
@@ -617,8 +617,9 @@ def promises(container: "av.container.InputContainer") -> dict[int | None, float
     """
     name, streams = container.format.name.split(",")[0], [stream for stream in streams_of(container) if stream]
     ends = {}
-    if name == "avi":  # FFmpeg shortens the duration of a file that is cut off, but not the count
-        ends = {None: float(s.frames / s.average_rate) for s in streams[:1] if s.average_rate}
+    if name == "avi" and streams[0].average_rate:
+        # FFmpeg shortens the duration of a file that is cut off, but not the count
+        ends = {None: float(streams[0].frames / streams[0].average_rate)}
     elif name in ("mov", "mxf", "ivf", "rm"):
         ends = {s.index: float(((s.start_time or 0) + s.duration) * s.time_base) for s in streams if s.duration}
     elif name in ("matroska", "flv", "asf", "wtv") and container.duration:

@@ -242,7 +242,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         if live:
             outputs = self._live(self.processor.windows(source, **options, live=True))
         else:
-            outputs = map(self.forward, self.preprocess(source, **options))
+            outputs = (self.forward(self._model_inputs(w)) for w in self.processor.windows(source, **options))
         return self._rows(outputs, smoothing)
 
     @torch.inference_mode()
@@ -278,15 +278,13 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         previous = None
         for window in self.processor.windows(inputs, **options):
             if previous is not None:
-                yield previous
-            previous = {
-                "is_last": False,
-                "face": window["face"],
-                "end_frames": window["end_frames"].tolist(),
-                "rows": window["rows"],
-                **self.processor.inputs(window),
-            }
-        yield {**previous, "is_last": True}
+                yield self._model_inputs(previous)
+            previous = window
+        yield self._model_inputs(previous, is_last=True)
+
+    def _model_inputs(self, window: dict[str, Any], is_last: bool = False) -> dict[str, Any]:
+        place = {"is_last": is_last, "face": window["face"], "end_frames": window["end_frames"].tolist()}
+        return {**place, "rows": window["rows"], **self.processor.inputs(window)}
 
     def _forward(self, model_inputs: dict[str, Any]):
         extra = {name: model_inputs.pop(name) for name in ("is_last", "face", "end_frames", "rows")}

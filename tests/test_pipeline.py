@@ -237,6 +237,21 @@ def test_live_rows_come_at_once_and_know_nothing_later(pipe, people, tmp_path):
     assert at_ten / len(data) < 0.75
 
 
+def test_sound_that_ends_early_is_not_waited_for(pipe, tmp_path):
+    """Nor are the pictures kept until the end of the file: after 10 s the first block comes."""
+    rng = np.random.default_rng(0)
+    options = {"picture": lambda index: rng.integers(0, 255, (48, 64, 3), np.uint8)}
+    path = write_video(tmp_path / "early.mp4", 60 * 30, waveform=np.full(5 * 44100, 0.1, np.float32), **options)
+    data = write_beginning(path, tmp_path / "early.mkv")
+    tap = Tap(data)
+    rows = pipe.stream(tap)
+    first = next(rows)
+    assert tap.furthest / len(data) < 0.7  # a block of 17 s, and 10 s
+    rows = [first, *rows]
+    assert len(rows) == 1800
+    assert sum(row["audio_present"] for row in rows) == pytest.approx(150, abs=3)
+
+
 @torch.no_grad()
 def test_live_rows_are_those_of_a_window_that_ends_there(pipe, video):
     rows = list(pipe.stream(video, live=True))
