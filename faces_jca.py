@@ -121,6 +121,7 @@ def _grey(crop: np.ndarray) -> np.ndarray:
 
 # Who speaks ----------------------------------------------------------------------------------------------------------
 
+MIN_PAIRS = 6  # moments of which a correlation says something
 MOUTH = slice(78, 110), slice(34, 78)  # rows and columns of a crop of 112 px
 REST = slice(40, 74), slice(30, 82)  # eyes and nose: what moves here as well is the head, or the light
 
@@ -158,7 +159,16 @@ def speaking_scores(
         `np.ndarray` of shape `(n,)`, in [-1, 1]; NaN where it can not be said: under `MIN_PAIRS` moments, or one of the two
         does not change.
     """
-    return np.full(len(times), np.nan)
+    motion, loudness, times = (np.asarray(values, np.float64) for values in (motion, loudness, times))
+    known, scores = np.isfinite(motion) & np.isfinite(loudness), np.full(len(times), np.nan)
+    for index, moment in enumerate(times):
+        near = known & (np.abs(times - moment) <= window / 2)
+        if near.sum() >= MIN_PAIRS:
+            moved, heard = motion[near] - motion[near].mean(), loudness[near] - loudness[near].mean()
+            spread = np.sqrt((moved**2).sum() * (heard**2).sum())
+            if spread > 1e-9:
+                scores[index] = (moved * heard).sum() / spread
+    return scores
 
 
 # Cuts ----------------------------------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ SURE = 0.95  # score with which a face is believed at once, if a second look agr
 SAME = 0.35  # distance of two centres, in face sizes, under which they are one face
 CLOSE = 0.5  # the same, under which one face hides so much of another that neither looks like itself
 REACH, SPEED = 0.5, 2.0  # face sizes, and face sizes a second: how far off its course a face may turn up
-DOUBT = 0.42  # distance of looks from which on a face may be half hidden, or another
+DOUBT = 0.4  # distance of looks from which on a face may be half hidden, or another
 STEADY, NEAR = 0.3, 0.3  # distance of looks up to which a sight may be of a track that was just seen, or lost
 LOOK_WEIGHT = 3.0  # face sizes that a distance of looks of 1 is worth
 LOOK_SECONDS, VELOCITY_SECONDS = 2.0, 0.2  # of the running means
@@ -402,22 +412,22 @@ def distance(sight: Sight, centre: np.ndarray) -> float:
     return float(np.linalg.norm(sight.centre - centre)) / sight.size
 
 
-LOOK_CELLS = 8
-_rows, _columns = np.mgrid[:LOOK_CELLS, :LOOK_CELLS] / LOOK_CELLS + 0.5 / LOOK_CELLS
+LOOK_CELLS = 16
+_rows, _columns = (np.mgrid[:LOOK_CELLS, :LOOK_CELLS] + 0.5) / LOOK_CELLS
 OVAL = ((_columns - 0.5) / 0.38) ** 2 + ((_rows - 0.58) / 0.5) ** 2 <= 1
+APART = 25.0
 
 
 def look(crop):
-    cells = F.adaptive_avg_pool2d(torch.from_numpy(crop).permute(2, 0, 1).float(), LOOK_CELLS).permute(1, 2, 0).numpy()[OVAL]
-    return cells
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(crop).permute(2, 0, 1).float(), LOOK_CELLS)
+    return cells.permute(1, 2, 0).numpy()
 
 
 def difference(look, other):
-    apart = np.linalg.norm(np.minimum(look, 255) - np.minimum(other, 255), axis=1)
-    return float(np.minimum(apart, APART).mean() / APART)
-
-
-APART = 45
+    look, other = np.minimum(look, 255), np.pad(np.minimum(other, 255), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    shifted = np.lib.stride_tricks.sliding_window_view(other, (LOOK_CELLS, LOOK_CELLS), (0, 1))  # (3, 3, colours, cells, cells)
+    apart = ((shifted - look.transpose(2, 0, 1)) ** 2).sum(2).min((0, 1)) ** 0.5
+    return float(np.minimum(apart[OVAL], APART).mean() / APART)
 
 
 def match(costs: np.ndarray, unmatched: float = 1e3) -> dict[int, int]:

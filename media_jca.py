@@ -47,16 +47,8 @@ except ImportError:
 
 AUDIO_GAP_SECONDS = 0.05  # a jump of the audio clock above this is a gap, below it is jitter of the container
 AUDIO_DRIFT_SECONDS = 0.01  # unless it stays: by which sound is late or early on average over some twenty packets
-ONE_PICTURE_A_PACKET = (
-    "h264",
-    "hevc",
-    "mjpeg",
-    "vp9",
-    "av1",
-    "prores",
-    "dnxhd",
-    "ffv1",
-)  # codecs in which none is hidden or empty
+# codecs in which none is hidden or empty
+ONE_PICTURE_A_PACKET = ("h264", "hevc", "mjpeg", "vp9", "av1", "prores", "dnxhd", "ffv1")
 REORDER_FRAMES = 16  # H.264 and HEVC show at most so many frames in another order than they store them
 MISSING_SECONDS = 0.5  # by which containers round what they promise
 LOUDEST = 100.0  # 40 dB above full scale: no sound is, what a damaged packet decodes to may be
@@ -78,15 +70,14 @@ AUDIO_FORMATS = "wav,w64,mp3,aac,ac3,eac3,dts,flac,aiff,au,caf,amr,ape,wv,tta"  
 PICTURE_FORMATS = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,gif,apng"
 RESTARTING_FORMATS = ("mpegts", "mpeg")  # whose clock may start anew in the middle: joined recordings, DVDs
 FRAGMENTED = "mov,mp4,m4a,3gp,3g2,mj2"  # the format whose files may be
-LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "srt", "tcp", "tls", "udp")
+LIVE_PROTOCOLS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp")
 # tags that are no UTF-8 are no reason to refuse a file; PyAV 19 takes them without being told
 TOLERANT = {"metadata_errors": "replace"} if av and int(av.__version__.split(".")[0]) < 19 else {}
 LIVE_OPTIONS = {"probesize": "1000000", "analyzeduration": "1000000"}  # bytes and microseconds until it is opened
 HEIF_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}", {}), "darwin": ("avfoundation", "{}", {"framerate": "30"})}
-SCALING = (
-    0x2 | 0x40000 | 0x2000
-)  # FFmpeg's SWS_BILINEAR, _ACCURATE_RND and _FULL_CHR_H_INT, without which white is grey
+# FFmpeg's SWS_BILINEAR, _ACCURATE_RND and _FULL_CHR_H_INT, without which white is grey
+SCALING = 0x2 | 0x40000 | 0x2000
 XML = rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<"
 KINDS = {  # by the first bytes
     "a playlist, which would have other files or addresses opened": rb"#EXTM3U|ffconcat version|\[playlist\]|\[reference\]"
@@ -114,9 +105,9 @@ class Limits(NamedTuple):
 
     Args:
         max_pixels (`int`, defaults to 40 million): of a frame as it is stored; 8K has 33 million.
-        max_seconds (`float`, defaults to a day): of media.
+        max_seconds (`float`, defaults to a day): of media; None for no limit.
         max_bytes (`int`, defaults to 4 GiB): of a download, and of a stream that can not be wound back.
-        timeout (`float`, defaults to 20): seconds to wait for the next bytes of a URL.
+        timeout (`float`, defaults to 20): seconds to wait for a URL's first and for its next bytes.
         max_download_seconds (`float`, defaults to an hour): for all of a download.
         redirect_hosts (`tuple[str]`, defaults to the Hub's storage): hosts, `*` allowed, to which an http URL may be
             redirected besides its own, whose "www." and https are its own.
@@ -180,8 +171,8 @@ def describe(source: Any) -> str:
 
 
 class SourceBytes:
-    """The bytes of a file object as FFmpeg reads them: a stream that can not be wound back may be peeked into, and holds
-    no more than `max_bytes`."""
+    """The bytes of a file object as FFmpeg reads them: from its start, or no more than `max_bytes` of a stream that can not
+    be wound back."""
 
     def __init__(self, file: Any, description: str, max_bytes: int, owned: bool = True):
         self.file, self.description, self.owned = file, description, owned
@@ -230,12 +221,7 @@ class SourceBytes:
         return data
 
     def peek(self, size: int) -> bytes:
-        """The next `size` bytes, or all if there are fewer."""
-        if self.windable:
-            position = self.tell()
-            data = self.file.read(size)
-            self.seek(position)
-            return data if isinstance(data, bytes) else self.read(size)  # which says what is wrong
+        """The next `size` bytes of a stream that can not be wound back, or all if there are fewer."""
         kept, self.peeked = self.peeked, b""
         while len(kept) < size and (data := self.read(size - len(kept))):
             kept += data
@@ -295,12 +281,14 @@ def open_media(source: Any, limits: Limits = LIMITS) -> "av.container.InputConta
         return check(open_live(source, name, limits), name, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         file = io.BytesIO(source)
-    elif not isinstance(source, str):
+    elif hasattr(source, "read"):
         file = source
+    elif not isinstance(source, str):
+        raise MediaError(f"{name} holds no media: give a path, URL, bytes, binary file object or number of a webcam.")
     elif scheme in ("http", "https"):
         file = fetch(source, limits)
     elif scheme in (None, "file"):
-        file = open_file(urllib.request.url2pathname(source[7:]) if scheme else source)
+        file = open_file(urllib.request.url2pathname(urllib.parse.urlsplit(source).path) if scheme else source)
     else:
         raise MediaError(f"{name}: {scheme} is not known. Choose one of http, https, {', '.join(LIVE_PROTOCOLS)}.")
     data = SourceBytes(file, name, limits.max_bytes, owned=file is not source)
@@ -385,7 +373,11 @@ def open_file(path: str) -> BinaryIO:
 def keep(pieces: Iterator[bytes]) -> BinaryIO:
     """Bytes in a file that has no name and goes with its last reader."""
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    file.writelines(pieces)
+    try:
+        file.writelines(pieces)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
@@ -453,20 +445,7 @@ def fetch(url: str, limits: Limits) -> BinaryIO:
     timer.start()
     try:
         with visit.open() as response:
-            promised = int(response.headers.get("Content-Length") or -1)
-            if promised > limits.max_bytes:
-                raise too_large(name, promised, limits)
-            file, received = tempfile.TemporaryFile(), 0  # noqa: SIM115
-            while data := response.read1(READ_BYTES):
-                received += len(data)
-                if received > limits.max_bytes:
-                    raise too_large(name, received, limits)
-                file.write(data)
-        if visit.hung_up:
-            raise TimeoutError
-        if received < promised:
-            raise MediaError(f"{name} broke off after {received:,} of {promised:,} bytes: try again.")
-        return file
+            return keep(visit.body(response))
     except MediaError:
         raise
     except urllib.error.HTTPError as error:
@@ -489,12 +468,6 @@ def fetch(url: str, limits: Limits) -> BinaryIO:
         raise MediaError(f"{name} can not be fetched ({reason}): is the address right?") from error
     finally:
         timer.cancel()
-
-
-def too_large(name: str, size: int, limits: Limits) -> MediaLimitError:
-    return MediaLimitError(
-        f"{name} is larger than {limits.max_bytes:,} bytes ({size:,}): give a smaller one or a larger Limits.max_bytes."
-    )
 
 
 class Visit:
@@ -526,6 +499,22 @@ class Visit:
         ):
             opener.add_handler(handler)
         return opener.open(request, timeout=self.limits.timeout)
+
+    def body(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """In pieces; raises a MediaError if they are too many or too few."""
+        promised, received, most = int(response.headers.get("Content-Length") or 0), 0, self.limits.max_bytes
+        while max(promised, received) <= most and (data := response.read1(READ_BYTES)):
+            received += len(data)
+            yield data
+        if max(promised, received) > most:
+            raise MediaLimitError(
+                f"{self.name} is larger than {most:,} bytes ({max(promised, received):,}): give a smaller one or a larger "
+                "Limits.max_bytes."
+            )
+        if self.hung_up:
+            raise TimeoutError
+        if received < promised:
+            raise MediaError(f"{self.name} broke off after {received:,} of {promised:,} bytes: try again.")
 
     def redirect(self, url: str) -> None:
         """Raises a MediaError if it may not be followed."""
@@ -636,6 +625,7 @@ class Packets:
 
     def __init__(self, container: "av.container.InputContainer", name: str, limits: Limits):
         self.container, self.name, self.limits = container, name, limits
+        self.streams = [stream for stream in streams_of(container) if stream]
         self.promises = promises(container)
         self.restarts = container.format.name in RESTARTING_FORMATS
         self.offset = 0.0  # seconds by which the container's clock is behind
@@ -673,7 +663,10 @@ class Packets:
         own, end = self.newest.get(index, latest), max(self.promises.values(), default=None)
         pause = JUMP_SECONDS if self.restarts else PAUSE_SECONDS
         allowed = max(latest, end) + JUMP_SECONDS if end else latest + pause
-        if not own - JUMP_SECONDS <= seconds + self.offset <= allowed:
+        back = index in self.newest and seconds + self.offset < own - JUMP_SECONDS
+        if back or seconds + self.offset > allowed:
+            if packet.stream not in self.streams:
+                return  # subtitles, data: their clock may be another
             self.offset = own + min(length, 1.0) - seconds
         if packet.pts is not None:
             ahead = (packet.pts - ticks) * unit  # of when it is stored it is shown, within the same bounds
@@ -707,9 +700,7 @@ class Packets:
             if index is None or not 0 < streams[index].frames <= self.counts[index]:
                 late = max(late, end - (self.seconds if index is None else self.ends.get(index, 0.0)))
         broke_off = late > MISSING_SECONDS or self.error is not None or any(self.cut.values())
-        fragmented = self.container.format.name == FRAGMENTED and not any(
-            s.frames for s in streams_of(self.container) if s
-        )
+        fragmented = self.container.format.name == FRAGMENTED and not any(stream.frames for stream in self.streams)
         if fragmented or not self.promises:  # a fragment speaks for itself alone
             return float("inf") if broke_off else 0.0
         return late if late > MISSING_SECONDS else 0.0

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from jca import synthetic
 
 
-PEOPLE = (5, 11, 20)  # long black hair; short fair hair; short grey hair
+PEOPLE = (5, 11, 24)  # long black hair; short fair hair; red hair
 NEUTRAL = {"roll": 0.0, "yaw": 0.0, "smile": 0.0, "frown": 0.0, "cheek": 0.0, "lid": 0.9, "brow": 0.0, "open": 0.2}
 
 
