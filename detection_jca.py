@@ -107,7 +107,7 @@ class MTCNN:
         # much on how the face lies in P-Net's grid
         for _ in range(2):
             boxes, landmarks, scores = look(onet, pixels, boxes)
-            faces = select(boxes, scores, 0.7, self.thresholds[2], of_smaller=True)
+            faces = select(boxes, scores, 0.5, self.thresholds[2])
             boxes, landmarks, scores = boxes[faces], landmarks[faces], scores[faces]
         return Detections(boxes.numpy(), landmarks.numpy(), scores.numpy())
 
@@ -212,23 +212,18 @@ def crop(pixels: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
     return resize(F.pad(part, outside) if any(outside) else part, size, size)
 
 
-def select(
-    boxes: torch.Tensor, scores: torch.Tensor, overlap: float, threshold: float = 0.0, of_smaller: bool = False
-) -> torch.Tensor:
+def select(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, threshold: float = 0.0) -> torch.Tensor:
     """
-    Non-maximum suppression: which boxes have at least the score `threshold` and overlap no better one, the best first.
-
-    Args:
-        overlap: more than this share of the union (`of_smaller`: of the smaller box) is too much.
+    Non-maximum suppression: which boxes have a score of `threshold` or more and share with no better one more than `overlap`
+    of what both cover, the best first.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= threshold][:MAX_CANDIDATES]
     start, stop = boxes[order].numpy().reshape(-1, 2, 2).swapaxes(0, 1)
     common = (np.minimum(stop[:, None], stop) - np.maximum(start[:, None], start)).clip(0).prod(2)
     area = (stop - start).clip(0).prod(1)
-    whole = np.minimum(area[:, None], area) if of_smaller else area[:, None] + area - common
     keep = np.ones(len(order), bool)
-    for index, too_much in enumerate(common > overlap * whole):
+    for index, too_much in enumerate(common > overlap * (area[:, None] + area - common)):
         if keep[index]:
             keep[index + 1 :] &= ~too_much[index + 1 :]
     return order[torch.from_numpy(keep)]
@@ -328,7 +323,7 @@ def load_weights(network: Network, file: Path) -> None:
             if array.shape != parameter.shape:
                 raise ValueError(f"{tuple(array.shape)} where {tuple(parameter.shape)} belongs")
             parameter.copy_(array)
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} does not hold the weights of mtcnn 1.0 ({error}): `pip install --force-reinstall mtcnn==1.0.0 lz4`."
         ) from error
@@ -351,6 +346,6 @@ def read_arrays(data: bytes) -> Iterator[np.ndarray]:
         elif operation.name.startswith("TUPLE") and shape is None:
             shape = tuple(numbers)
         elif operation.name == "BUILD" and previous == "SETITEMS":
-            stream.seek(stream.read(1)[0], io.SEEK_CUR)
+            stream.seek(int.from_bytes(stream.read(1), "little"), io.SEEK_CUR)
             yield np.frombuffer(stream.read(4 * math.prod(shape)), "<f4").reshape(shape)
         previous = operation.name

@@ -43,7 +43,9 @@ def similarity(landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> tuple[comple
     middle = points.mean()
     spread = (abs(points - middle) ** 2).sum()
     if not 0 < spread < np.inf:
-        raise ValueError(f"The landmarks {np.asarray(landmarks).tolist()} place no face: five different points are needed.")
+        raise ValueError(
+            f"The landmarks {np.asarray(landmarks).tolist()} place no face: five different points are needed."
+        )
     scale = ((template - template.mean()) * (points - middle).conj()).sum() / spread
     return scale, template.mean() - scale * middle
 
@@ -92,7 +94,7 @@ def quality(crop: np.ndarray, landmarks: np.ndarray, score: float = 1.0) -> floa
     """
     How much of a face a crop shows, in [0, 1]: the product of five factors, each 1 where there is nothing to complain of.
 
-    The detector's score. Size: px of the picture under a side of the crop, up to 112 px. Sharpness: the standard deviation of
+    The detector's score. Size: px of the picture under a side of the crop, up to 112. Sharpness: the standard deviation of
     the Laplacian, up to `SHARP`; darkness lowers it as blur does. Yaw: 1 with the nose midway between the eyes along their
     line, 0 with it over one of them. Roll: `(1 + cos) / 2` of the angle of the eyes' line.
 
@@ -188,8 +190,8 @@ def is_cut(before: np.ndarray, after: np.ndarray) -> bool:
     """
     Whether two thumbnails are of two shots: they do not correlate, and next to nothing stayed where it was.
 
-    The mean and the contrast of each are taken off, so that light and fades do not count. Of 5 cuts in 10 s of street scenes,
-    and 395 made between films of faces, all have a correlation under 0.5 and under 7 % of the cells still.
+    The mean and the contrast of each are taken off, so that light and fades do not count. Of 5 cuts in 10 s of streets and
+    395 made between films of faces, all have a correlation under 0.5 and under 7 % of the cells still.
     """
     before, after = ((t - t.mean()) / t.std() for t in (before, after))
     still = F.avg_pool2d(torch.from_numpy(abs(before - after).mean(2))[None], 3, 1) < 0.25
@@ -203,7 +205,7 @@ SAME = 0.35  # distance of two centres, in face sizes, under which they are one 
 CLOSE = 0.5  # the same, under which one face hides so much of another that neither looks like itself
 REACH, SPEED = 0.5, 2.0  # face sizes, and face sizes a second: how far off its course a face may turn up
 DOUBT = 0.4  # distance of looks from which on a face may be half hidden, or another
-STEADY, NEAR = 0.3, 0.3  # distance of looks up to which a sight may be of a track that was just seen, or lost
+STEADY = 0.6  # distance of looks up to which a sight may be of a track that was just seen, or lost
 LOOK_WEIGHT = 3.0  # face sizes that a distance of looks of 1 is worth
 LOOK_SECONDS, VELOCITY_SECONDS = 2.0, 0.2  # of the running means
 COASTING = 0.5  # s that a lost face is thought to go on as it went
@@ -297,7 +299,9 @@ class FaceTracker:
 
     def __call__(self, seconds: float, picture: np.ndarray) -> list[Face]:
         if not seconds > self.now:
-            raise ValueError(f"A picture at {seconds} s came after one at {self.now} s: give the pictures of a film in order.")
+            raise ValueError(
+                f"A picture at {seconds} s came after one at {self.now} s: give the pictures of a film in order."
+            )
         self.previous, self.now = self.now, seconds
         bright = self._watch(picture)
         self.tracks = [track for track in self.tracks if seconds - track.seen <= self.max_lost_seconds]
@@ -321,7 +325,9 @@ class FaceTracker:
             if index in pairs:
                 others = [t.sight.centre + t.ahead(seconds) for t in self.tracks if t is not track]
                 sight = sights[pairs[index]]
-                clear = all(distance(sight, other) > 1 for other in others) and all(distance(sight, o.centre)>1 for o in sights if o is not sight)
+                clear = all(distance(sight, other) > 1 for other in others) and all(
+                    distance(sight, o.centre) > 1 for o in sights if o is not sight
+                )
                 clear &= track.unlike(sight) < DOUBT or self.searched == seconds
                 track.update(seconds, sight, clear)
         self.tracks = [track for track in self.tracks if track.seen == seconds or track.face is not None]
@@ -339,14 +345,27 @@ class FaceTracker:
             if not bright and self._alone(sight, self.tracks) and self._sure(picture, sight):
                 self._name(track)
         return [
-            Face(t.face, t.sight.crop, t.sight.box.tolist(), t.sight.landmarks, quality(t.sight.crop, t.sight.landmarks, t.sight.score))
+            Face(
+                t.face,
+                t.sight.crop,
+                t.sight.box.tolist(),
+                t.sight.landmarks,
+                quality(t.sight.crop, t.sight.landmarks, t.sight.score),
+            )
             for t in sorted(self.tracks, key=lambda t: (t.face is None, t.face))
             if t.seen == seconds and t.face is not None
         ]
 
     def _alone(self, sight, tracks):
-        lost = any(t.seen < self.now and distance(sight,t.sight.centre)< REACH+SPEED*(self.now-t.seen) for t in self.tracks)
-        return all(t.sight is sight or distance(sight, t.sight.centre) > (1 if lost else CLOSE) for t in tracks if t.seen==self.now)
+        lost = any(
+            t.seen < self.now and distance(sight, t.sight.centre) < REACH + SPEED * (self.now - t.seen)
+            for t in self.tracks
+        )
+        return all(
+            t.sight is sight or distance(sight, t.sight.centre) > (1 if lost else CLOSE)
+            for t in tracks
+            if t.seen == self.now
+        )
 
     def _name(self, track: Track) -> None:
         track.face = self.num_faces
@@ -402,7 +421,7 @@ class FaceTracker:
                 off = min(distance(track.sight, sight.centre), distance(track.sight, sight.centre - ahead))
                 off += abs(np.log2(sight.size / track.sight.size))
                 unlike = track.unlike(sight)
-                steady = track.seen == self.previous and off <= NEAR and difference(track.newest, sight.look) <= STEADY
+                steady = track.seen == self.previous and off + difference(track.newest, sight.look) <= STEADY
                 if off <= REACH + SPEED * passed and (unlike <= DOUBT or steady):
                     costs[i, j] = off + LOOK_WEIGHT * unlike
         return match(costs)
@@ -425,7 +444,9 @@ def look(crop):
 
 def difference(look, other):
     look, other = np.minimum(look, 255), np.pad(np.minimum(other, 255), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    shifted = np.lib.stride_tricks.sliding_window_view(other, (LOOK_CELLS, LOOK_CELLS), (0, 1))  # (3, 3, colours, cells, cells)
+    shifted = np.lib.stride_tricks.sliding_window_view(
+        other, (LOOK_CELLS, LOOK_CELLS), (0, 1)
+    )  # (3, 3, colours, cells, cells)
     apart = ((shifted - look.transpose(2, 0, 1)) ** 2).sum(2).min((0, 1)) ** 0.5
     return float(np.minimum(apart[OVAL], APART).mean() / APART)
 

@@ -694,11 +694,10 @@ class Packets:
 
     @property
     def missing(self) -> float:
-        late, streams = 0.0, self.container.streams
-        for index, end in self.promises.items():
-            # all that an mp4's table lists may have come, whatever length it claims
-            if index is None or not 0 < streams[index].frames <= self.counts[index]:
-                late = max(late, end - (self.seconds if index is None else self.ends.get(index, 0.0)))
+        late = max(
+            (end - self.ends.get(index, 0.0) for index, end in self.promises.items() if index is not None), default=0.0
+        )
+        late = max(late, self.promises.get(None, 0.0) - self.seconds)
         broke_off = late > MISSING_SECONDS or self.error is not None or any(self.cut.values())
         fragmented = self.container.format.name == FRAGMENTED and not any(stream.frames for stream in self.streams)
         if fragmented or not self.promises:  # a fragment speaks for itself alone

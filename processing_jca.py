@@ -805,10 +805,11 @@ class JCAProcessor(ProcessorMixin):
         crops = None
         if crops_dir is not None:
             crops = {int(path.stem): path for path in Path(crops_dir).glob("*.jpg") if path.stem.isdecimal()}
-        with open_media(source, limits or Limits()) as container:
+        limits = limits or Limits()
+        with open_media(source, limits) as container:
             yield "has_audio", 0.0, audio is not None or streams_of(container)[1] is not None
             number = 0
-            for kind, seconds, data in decode(container, rate, timing_only=crops is not None):
+            for kind, seconds, data in decode(container, rate, crops is not None, limits):
                 if kind == "video":
                     number += 1  # Aff-Wild2's files count from 1
                     if number == 1 and audio is not None:
