@@ -26,7 +26,8 @@ try:  # unpacks the weights of MTCNN; other detectors do without
 except ImportError:
     lz4_frame = None
 
-# px in which the networks see, by which their boxes lie too far left and up: those of mirrored pictures differ by twice it
+# px of the networks' squares by which boxes lie too far left, and are taken to lie too high: in a mirrored picture they come
+# out 0.8 to 1.3 px elsewhere; put right, faces score higher
 BOX_SHIFT = 0.5
 MAX_CANDIDATES = 2000  # of which the overlap of each with each is computed; far more than faces
 
@@ -103,8 +104,8 @@ class MTCNN:
 
         boxes, scores = look(rnet, small, self.propose(pnet, small))
         boxes = boxes[select(boxes, scores, 0.7, self.thresholds[1])] * ratio(small, pixels)
-        # O-Net looks twice: from better squares it lets half as much pass that is no face, and its landmarks depend half as
-        # much on how the face lies in P-Net's grid
+        # O-Net looks twice: in better squares less passes that is no face, and the landmarks depend half as much on how the
+        # face lies in P-Net's grid
         for _ in range(2):
             boxes, landmarks, scores = look(onet, pixels, boxes)
             faces = select(boxes, scores, 0.5, self.thresholds[2])
@@ -114,7 +115,7 @@ class MTCNN:
     @torch.inference_mode()
     def refine(self, picture: np.ndarray, boxes: np.ndarray) -> Detections:
         """
-        Where the faces in given boxes are now: O-Net alone, at a twentieth of the time of a search.
+        Where the faces in given boxes are now: O-Net alone, in a fraction of the time of a search.
 
         A face may have moved by a third of its width since. Boxes that come from one picture's `refine` go into the next's:
         they do not drift.

@@ -30,7 +30,7 @@ TEMPLATE_SIZE = 112
 def similarity(landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> tuple[complex, complex]:
     """
     The similarity that takes landmarks to the template, by least squares in the crop: as complex numbers `scale`, `shift`
-    with crop = scale * picture + shift, x + iy in px. `abs(scale)` is crop px for each px of the picture.
+    with crop = scale * picture + shift, the complex x + i y in px. `abs(scale)` is crop px for each px of the picture.
 
     Args:
         landmarks (`np.ndarray` of shape `(5, 2)`): px; size: of the crop, px.

@@ -33,37 +33,13 @@ except ImportError:
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .detection_jca import Detector
     from .faces_jca import FaceTracker, mouth_motion, speaking_scores
-    from .media_jca import (
-        IncompleteMediaWarning,
-        Limits,
-        MediaError,
-        Waveform,
-        decode,
-        decode_picture,
-        describe,
-        display_size,
-        open_media,
-        resample,
-        streams_of,
-        upright,
-    )
+    from .media_jca import Waveform, decode, decode_picture, display_size, resample, upright
+    from .sources_jca import IncompleteMediaWarning, Limits, MediaError, describe, open_media, streams_of
 except ImportError:  # installed or on sys.path: a top-level module
     from detection_jca import Detector
     from faces_jca import FaceTracker, mouth_motion, speaking_scores
-    from media_jca import (
-        IncompleteMediaWarning,
-        Limits,
-        MediaError,
-        Waveform,
-        decode,
-        decode_picture,
-        describe,
-        display_size,
-        open_media,
-        resample,
-        streams_of,
-        upright,
-    )
+    from media_jca import Waveform, decode, decode_picture, display_size, resample, upright
+    from sources_jca import IncompleteMediaWarning, Limits, MediaError, describe, open_media, streams_of
 
 FACES = ("detect", "center", "given")
 MAX_SKEW_SECONDS = 10.0  # so long pictures wait for the sound of their time; containers interleave both within seconds
@@ -273,8 +249,8 @@ class JCAVideoProcessor(VideoProcessorMixin):
         )
 
     def crop(self, frame: "av.VideoFrame", faces: str) -> tuple[np.ndarray, list[float]]:
-        """The crop `(size, size, 3)` uint8 RGB of a frame without detection, and its box (x0, y0, x1, y1) in px of the displayed
-        picture."""
+        """The crop `(size, size, 3)` uint8 RGB of a frame without detection, and its box (x0, y0, x1, y1) in px of the
+        displayed picture."""
         size = self.size
         width, height = display_size(frame)
         if faces == "given":

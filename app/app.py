@@ -18,7 +18,7 @@ from transformers import pipeline
 from jca import AudioVisualEmotionPipeline
 from jca.plots import face_panels, plot_circumplex, plot_timeline
 from jca.timeline import FORMATS, QUADRANTS, Timeline
-from media_jca import IncompleteMediaWarning, Limits, MediaError, open_media
+from sources_jca import IncompleteMediaWarning, Limits, MediaError, open_media, streams_of
 
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +87,7 @@ def player_value(timeline: Timeline, path: str) -> dict[str, Any]:
     with open_media(
         path, LIMITS
     ) as container:  # a browser counts from the start of the file, rows from the first frame
-        stream = container.streams.video[0]
+        stream, _ = streams_of(container)
         start = float((stream.start_time or 0) * stream.time_base) - (container.start_time or 0) / 1e6
     panels = []
     for panel in face_panels(timeline):

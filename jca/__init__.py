@@ -10,10 +10,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_jca import I3DConfig, JCAConfig, R2Plus1DConfig, ResNetGRUConfig
 from encoders_jca import I3DModel, R2Plus1DModel, ResNetGRUModel
-from media_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
 from modeling_jca import JCAModel, ccc_loss
 from pipeline_jca import AudioVisualEmotionPipeline
 from processing_jca import JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
+from sources_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
 
 
 __version__ = "0.1.0"

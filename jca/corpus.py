@@ -11,8 +11,9 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
-from media_jca import REORDER_FRAMES, open_media
+from media_jca import REORDER_FRAMES
 from modeling_jca import IGNORED_LABEL
+from sources_jca import open_media, streams_of
 
 
 logger = logging.get_logger(__name__)
@@ -66,7 +67,7 @@ def probe_media(path: str | Path) -> Media:
     """
     notes = []
     with open_media(path) as container:
-        video, audio = container.streams.video[0], next(iter(container.streams.audio), None)
+        video, audio = streams_of(container)
         times, ended = [], True
         try:
             for packet in container.demux(video):

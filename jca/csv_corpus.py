@@ -40,8 +40,8 @@ from jca.corpus import (
     probe_media,
     shift_labels,
 )
-from media_jca import open_media
 from modeling_jca import IGNORED_LABEL
+from sources_jca import open_media, streams_of
 
 
 REQUIRED = ("media", "time", "valence", "arousal")
@@ -62,7 +62,7 @@ def frame_times(path: str | Path) -> np.ndarray:
             without timestamps.
     """
     with open_media(path) as container:
-        video = container.streams.video[0]
+        video, _ = streams_of(container)
         try:
             ticks = [
                 packet.pts for packet in container.demux(video) if packet.pts is not None and not packet.is_discard

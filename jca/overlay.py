@@ -15,20 +15,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from jca.corpus import write_whole
 from jca.plots import COLORS, draw_series, face_panels, import_figure, main_faces, time_axis, time_limits
 from jca.timeline import Timeline
-from media_jca import (
-    AUDIO_GAP_SECONDS,
-    LIMITS,
-    LIVE_PROTOCOLS,
-    Limits,
-    Packets,
-    decode,
-    describe,
-    display_size,
-    fetch,
-    open_media,
-    streams_of,
-    upright,
-)
+from media_jca import AUDIO_GAP_SECONDS, Packets, decode, display_size, upright
+from sources_jca import LIMITS, LIVE_PROTOCOLS, Limits, describe, fetch, open_media, streams_of
 
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # that keep times as they are

@@ -18,8 +18,8 @@ from jca.explanations import audio_share
 from jca.overlay import write_overlay
 from jca.plots import plot_circumplex, plot_timeline
 from jca.timeline import FORMATS, Timeline
-from media_jca import IncompleteMediaWarning, Limits, open_media
 from pipeline_jca import AudioVisualEmotionPipeline
+from sources_jca import IncompleteMediaWarning, Limits, open_media
 
 
 SETTINGS_FILE = "predict.json"

@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from transformers import pipeline
 
 from jca.timeline import FORMATS, Timeline
-from media_jca import IncompleteMediaWarning, MediaError, decode, open_media
+from media_jca import decode
+from sources_jca import IncompleteMediaWarning, MediaError, open_media
 
 
 ROOT = Path(__file__).resolve().parents[1]

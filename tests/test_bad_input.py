@@ -15,7 +15,7 @@ from faces import draw_face
 from media import write_video
 from transformers import pipeline
 
-from media_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
+from sources_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
 
 
 ROOT = Path(__file__).parents[1]

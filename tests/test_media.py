@@ -22,20 +22,16 @@ import numpy as np
 import pytest
 from media import CLAP_SECONDS, CLAPPING, RATE, boxes, clap, dark, joined, weave, write_media
 
-from media_jca import (
+from media_jca import Waveform, decode, decode_picture, display_size, upright
+from sources_jca import (
     IncompleteMediaWarning,
     Limits,
     MediaError,
     MediaLimitError,
     Visit,
-    Waveform,
-    decode,
-    decode_picture,
     describe,
-    display_size,
     open_media,
     streams_of,
-    upright,
 )
 
 
@@ -140,7 +136,8 @@ def test_a_pipe_need_not_be_wound_back(folder, tmp_path, name):
 def test_standard_input(mp4):
     code = """
 import sys
-from media_jca import decode, open_media
+from media_jca import decode
+from sources_jca import open_media
 print(sum(kind == "video" for kind, *_ in decode(open_media(sys.stdin.buffer), 16000)))
 """
     with open(mp4, "rb") as file:
@@ -675,7 +672,7 @@ def seen_and_heard(path, limits=None):
 
 
 @pytest.mark.parametrize("name", CLAPPING)
-@pytest.mark.filterwarnings("error::media_jca.IncompleteMediaWarning")
+@pytest.mark.filterwarnings("error::sources_jca.IncompleteMediaWarning")
 def test_a_clap_is_seen_and_heard_when_it_was(claps, name):
     times, white, loud, (end, missing) = seen_and_heard(claps(name))
     assert white == pytest.approx([CLAP_SECONDS], abs=0.5 / 30)
@@ -1048,7 +1045,8 @@ def test_memory_does_not_grow(tmp_path):
     code = """
 import re, sys
 from pathlib import Path
-from media_jca import decode, open_media, upright
+from media_jca import decode, upright
+from sources_jca import open_media
 for path in sys.argv[1:]:
     with open_media(path) as container:
         for kind, _, data in decode(container, 16000):
@@ -1311,7 +1309,8 @@ import resource, signal, sys, warnings
 from pathlib import Path
 import numpy as np
 from media import mutate
-from media_jca import IncompleteMediaWarning, MediaError, decode, open_media, upright
+from media_jca import decode, upright
+from sources_jca import IncompleteMediaWarning, MediaError, open_media
 
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 warnings.simplefilter("error")

@@ -14,7 +14,8 @@ from media import RATE, clap, dark, write_media
 from jca.overlay import write_overlay
 from jca.plots import COLORS, FACE_COLORS
 from jca.timeline import Timeline
-from media_jca import IncompleteMediaWarning, decode, open_media
+from media_jca import decode
+from sources_jca import IncompleteMediaWarning, open_media
 
 
 SIZE = (640, 360)

@@ -101,7 +101,16 @@ def test_all_that_can_be_asked_for(folder, model_folder, tmp_path):
 
 
 def test_processes_share_the_videos(folder, model_folder, tmp_path):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     run = predict(folder, "--model", model_folder, "--out", tmp_path, "--json", launcher=launcher)
     assert run.returncode != 0
