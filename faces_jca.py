@@ -248,14 +248,9 @@ def unlike(first: np.ndarray, second: np.ndarray) -> float:
 SAME = 0.35  # between the middles of two boxes, up to which they are of one face
 HIDING = 0.5  # the same, up to which one face hides half of the other
 NEXT_TO = 1.0  # the same, up to which the crop of one shows something of the other
-REACH, SPEED = (
-    0.5,
-    2.0,
-)  # how far from where it was, or was going, a face may turn up: so far, and so much a second more
+REACH, SPEED = 0.5, 2.0  # from where a face was, or was going, to where it may turn up; and so much a second more
 DOUBT = 0.4  # `unlike` from which on a sight may be of somebody else
-STEADY = (
-    0.6  # sum of a step and of `unlike` in it, up to which a face that was just seen is taken for the same all the same
-)
+STEADY = 0.6  # a step and `unlike` in it, summed, up to which a face that was just seen is taken for the same
 LOOK_WEIGHT = 3.0  # face sizes that an `unlike` of 1 weighs when a sight is given to a track
 
 SURE = 0.95  # score with which a face is believed at first sight, if a second look agrees
