@@ -200,7 +200,16 @@ def is_cut(before: np.ndarray, after: np.ndarray) -> bool:
     """
     change = abs(_normal(before) - _normal(after)).mean(2)
     in_place = F.avg_pool2d(torch.from_numpy(change)[None], 3, 1) < 0.25
-    return bool(_correlation(before, after) < 0.5 and in_place.float().mean() < 0.1)
+    if in_place.float().mean() >= 0.1:
+        return False
+    height, width = THUMBNAIL
+    for down in range(-3, 4):
+        for right in range(-8, 9):
+            part = before[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+            same = after[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)]
+            if _correlation(part, same) >= 0.6:
+                return False
+    return True
 
 
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
@@ -208,7 +217,7 @@ def _correlation(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _normal(cells: np.ndarray) -> np.ndarray:
-    return (cells - cells.mean()) / cells.std()
+    return (cells - cells.mean()) / max(cells.std(), 1.0)
 
 
 def _cells(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -10,6 +10,11 @@ import torch
 from transformers.pipelines.base import ChunkPipeline
 
 
+try:  # copied next to the weights: part of a `transformers_modules.*` package
+    from .sources_jca import Limits
+except ImportError:  # installed or on sys.path: a top-level module
+    from sources_jca import Limits
+
 PAPER_SMOOTHING = {"valence": 21, "arousal": 51}  # frames; the authors' evaluation has 20 and 50, see `smooth`
 
 
@@ -76,6 +81,12 @@ def smoothing_sizes(names: Sequence[str], smoothing: int | str | Mapping[str, in
     if smoothing == "paper":
         smoothing = PAPER_SMOOTHING
     sizes = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
+    for size in sizes.values():
+        if type(size) is not int or size < 1 or size % 2 == 0:
+            raise ValueError(
+                f"smoothing={size!r} must be an odd number of frames, such as 21 (an even one shifts the series), or "
+                '"paper".'
+            )
     if unknown := set(sizes) - set(names) - set(PAPER_SMOOTHING):
         raise ValueError(f"smoothing names {sorted(unknown)}, and the outputs are {list(names)}.")
     return dict(sizes)
@@ -208,6 +219,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
                 f"{sorted(kwargs)} are no arguments of this pipeline: it takes hop, smoothing, faces, limits, speaking and "
                 "batch_size."
             )
+        smoothing_sizes(list(self.model.config.id2label.values()), smoothing)  # raises before a video is read
         reading = {"hop": hop, "faces": faces, "limits": limits, "speaking": speaking}
         return (
             {name: value for name, value in reading.items() if value is not None},
@@ -219,12 +231,8 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         self,
         source: Any,
         *,
-        hop: int = 8,
-        smoothing: int | str | Mapping[str, int] | None = None,
-        faces: Any = None,
-        limits: Any = None,
-        speaking: bool = False,
         live: bool = False,
+        **options: Any,
     ) -> Iterator[dict[str, Any]]:
         """
         The rows of one video as they come, in memory that does not grow with its length.
@@ -232,18 +240,21 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         Args:
             source: as of the pipeline, or the number of a camera, or an address of a live stream such as
                 `rtsp://...`.
-            hop, smoothing, faces, limits, speaking: as of the pipeline.
+            options: hop, smoothing, faces, limits and speaking, as of the pipeline and with what it was built with.
             live (`bool`, defaults to `False`): without it rows come a block of windows (17 s) at a time and are those that
-                the pipeline gives. With it a row comes at most `hop` frames after its own, plus the time of the
-                computation, and depends on nothing later: the fusion sees the newest clip and those before it. `smoothing`
-                delays rows by half its length.
+                the pipeline gives. With it a row
+                comes at most `hop` frames after its own, plus the time of the computation and of sound that comes late (0.5 s
+                are waited for), and depends on nothing later: the fusion sees the newest clip and those before it.
+                `smoothing` delays rows by half its length, and a face has rows for a second after it was last seen.
         """
-        options = {"hop": hop, "faces": faces, "limits": limits, "speaking": speaking}
-        if live:
-            outputs = self._live(self.processor.windows(source, **options, live=True))
+        reading, _, writing = self._sanitize_parameters(**options)
+        reading = {**self._preprocess_params, **reading}
+        if live:  # which has no end
+            reading.setdefault("limits", Limits(max_seconds=None))
+            outputs = self._live(self.processor.windows(source, **reading, live=True))
         else:
-            outputs = (self.forward(self._model_inputs(w)) for w in self.processor.windows(source, **options))
-        return self._rows(outputs, smoothing)
+            outputs = (self.forward(self._model_inputs(w)) for w in self.processor.windows(source, **reading))
+        return self._rows(outputs, **{"smoothing": None, **self._postprocess_params, **writing})
 
     @torch.inference_mode()
     def _live(self, windows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

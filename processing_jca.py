@@ -393,11 +393,17 @@ class WindowBuffer:
         needed, newest = self._position(stop / self.processor.frame_rate), self._position(self.newest[0])
         return not self.has_sound or self.sound.end >= needed or newest >= needed + max_skew * self.rate
 
+    def faces_of(self, rows: list[dict[str, Any]]) -> list[int | None]:
+        """The faces that windows are for: those of the rows, or, where a pause has none, those that are there."""
+        faces = {row["face"] for row in rows} or set(self.crops) or {None}
+        return sorted(faces, key=lambda face: (face is None, face))
+
     def pop(self, last: bool = False) -> Iterator[dict[str, Any]]:
         """The windows of the next block, those of one face after those of another; with the last come the rows."""
         rows = self.rows(None if last else self.start + self.block_length)
-        plan = self.processor.plan(min(self.num_frames - self.start, self.block_length), self.hop)
-        faces = sorted({row["face"] for row in rows}, key=lambda face: (face is None, face)) or [0]
+        # rows may be left that lie a fraction of a grid frame behind the newest
+        plan = self.processor.plan(max(1, min(self.num_frames - self.start, self.block_length)), self.hop)
+        faces = self.faces_of(rows)
         for face in faces:
             for ends in plan:
                 window = self.window(face, [self.start + end for end in ends], self.num_frames)
@@ -409,7 +415,7 @@ class WindowBuffer:
         """The newest clip of every face as a window of one; with the last come the rows, which know nothing later."""
         end = self.start + self.hop - 1
         rows = self.rows(None if last else end + 1, causal=True)
-        faces = sorted({row["face"] for row in rows}, key=lambda face: (face is None, face)) or [0]
+        faces = self.faces_of(rows)
         for face in faces:
             yield {**self.window(face, [end], self.num_frames), "rows": rows if face == faces[-1] else []}
         self.start += self.hop
@@ -418,11 +424,11 @@ class WindowBuffer:
     def forget(self, before: int) -> None:
         """Crops and sound of the grid frames before `before`."""
         for face, crops in list(self.crops.items()):
-            for grid_frame in [g for g in crops if g < before]:
-                del crops[grid_frame]
+            while crops and (oldest := next(iter(crops))) < before:  # they come in order
+                del crops[oldest]
             if not crops:
                 del self.crops[face]
-        self.sound.forget(self._position(before / self.processor.frame_rate))
+        self.sound.forget(self._position(before / self.processor.frame_rate - CONTEXT_SECONDS))
 
     def window(self, face: int | None, ends: Sequence[int], num_frames: int) -> dict[str, Any]:
         """The window of the clips of a face that end with grid frames `ends` of a video of `num_frames`, as of
@@ -510,7 +516,8 @@ class WindowBuffer:
             self._score_speaking(rows)
         newest = self.shown[count - 1].seconds if count else 0.0
         self.last_seen = {face: at for face, at in self.last_seen.items() if newest - at <= self.max_lost}
-        context = max((i for i in range(count) if self.shown[i].seen is not None), default=0)
+        looked = (i for i in range(count) if self.shown[i].seen is not None and self.shown[i].decoded)
+        context = max(looked, default=0)
         context = min(context, bisect_left([frame.seconds for frame in self.shown], newest - CONTEXT_SECONDS))
         del self.shown[:context]
         self.num_rows_out = count - context
@@ -832,7 +839,8 @@ class JCAProcessor(ProcessorMixin):
                 width, 3)` uint8.
             audio, fps, sampling_rate: see [`JCAProcessor.windows`].
             hop (`int`, *optional*): grid frames between the ends of the clips; left out, the span of a clip, so that
-                windows and clips follow each other and `processor.plan(frames, hop)` says where each ends.
+                windows and clips follow each other. Of one face, `processor.plan(frames, hop)` says where each ends; those of
+                several stand one after another, and [`JCAProcessor.windows`] says whose each is.
         """
         windows = self.windows(videos, audio=audio, hop=hop or self.span, fps=fps, sampling_rate=sampling_rate)
         inputs = [self.inputs(window) for window in windows]

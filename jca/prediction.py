@@ -56,7 +56,7 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
         if "://" in path:
             sources[path] = Path(Path(unquote(urlsplit(path).path)).name or urlsplit(path).netloc)
         elif os.path.isdir(path):
-            found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in MEDIA_SUFFIXES)
+            found = sorted(file for file in Path(path).rglob("*") if _is_video(file, Path(path)))
             if not found:
                 raise FileNotFoundError(f"The folder {path!r} holds no video (*{', *'.join(MEDIA_SUFFIXES)}).")
             sources.update({str(file): file.relative_to(path) for file in found})
@@ -76,6 +76,13 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
     return {source: str(name) for source, name in names.items()}
 
 
+def _is_video(file: Path, folder: Path) -> bool:
+    """Whether a file below a folder is a video, and none that was made here, or is being made."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    own = file.name.endswith(PICTURES["overlay"])
+    return file.suffix.lower() in MEDIA_SUFFIXES and file.is_file() and not hidden and not own
+
+
 def predict_files(
     pipe: AudioVisualEmotionPipeline,
     sources: Mapping[str, str],
@@ -93,7 +100,7 @@ def predict_files(
 ) -> Iterator[Result]:
     """
     Timelines of videos as files in `folder`. What is there, whole, made with the same settings and newer than its video is
-    kept. A video that can not be read does not stop the others.
+    kept. A video that can not be read does not stop the others; what a video lacks also stands in `NAME.incomplete.txt`.
 
     Args:
         sources: of [`find_sources`].
@@ -108,12 +115,15 @@ def predict_files(
         ValueError: if the folder holds files made with other settings.
     """
     folder = Path(folder)
-    settings = {"model": pipe.model.name_or_path, "hop": hop, "smoothing": smoothing, "faces": faces}
+    pipe.processor.plan(0, hop)  # raises for a wrong hop before anything is written
+    settings = {"model": _fingerprint(pipe.model.name_or_path), "hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)
     for source, name in sources.items():
         files = {kind: folder / f"{name}{PICTURES.get(kind, f'.{kind}')}" for kind in save}
-        if not overwrite and _are_newer(files.values(), source):
-            yield Result(source, "kept", [str(file) for file in files.values()])
+        said = folder / f"{name}.incomplete.txt"  # what was missing: also of files that are kept
+        if not overwrite and _are_newer(files.values(), source, folder / SETTINGS_FILE):
+            reason = said.read_text(encoding="utf-8").strip() if said.exists() else ""
+            yield Result(source, "kept", [str(file) for file in files.values()], reason=reason)
             continue
         start = time.perf_counter()
         try:
@@ -141,10 +151,13 @@ def predict_files(
                     for file in files.values():
                         file.parent.mkdir(parents=True, exist_ok=True)
                         os.replace(Path(part) / file.name, file)
-        except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # whatever it is, the other videos are not to blame
             yield Result(source, "failed", [], reason=f"{error}" or type(error).__name__)
             continue
         incomplete = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, IncompleteMediaWarning))
+        said.unlink(missing_ok=True)
+        if incomplete:
+            said.write_text("\n".join(incomplete) + "\n", encoding="utf-8")
         seconds = float(timeline.time[-1]) + 1 / timeline.fps
         yield Result(
             source,
@@ -157,24 +170,35 @@ def predict_files(
         )
 
 
+def _fingerprint(model: str) -> list:
+    """A model's name, and size and date of its weights where it is a folder."""
+    weights = sorted(Path(model).glob("*.safetensors")) if os.path.isdir(model) else []
+    return [os.path.realpath(model) if weights else model, [[f.stat().st_size, f.stat().st_mtime_ns] for f in weights]]
+
+
 def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Write the settings into a folder, or see that it has the same."""
     file = folder / SETTINGS_FILE
     if file.exists() and not overwrite:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({error}): remove it, or --overwrite.") from error
         if other := [name for name in settings if found.get(name) != settings[name]]:
             there, asked = (", ".join(f"{name}={s.get(name)!r}" for name in other) for s in (found, settings))
             raise ValueError(
                 f"{folder} holds timelines made with {there}, and {asked} was asked for: choose another folder, or "
                 "--overwrite."
             )
-    write_whole(file, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+    text = json.dumps(settings, indent=1) + "\n"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:  # its date says since when they hold
+        write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _are_newer(files: Iterable[Path], source: str) -> bool:
-    """Whether all files are there and not older than a source on disk."""
+def _are_newer(files: Iterable[Path], *others: str | Path) -> bool:
+    """Whether all files are there and not older than others on disk."""
     made = [file.stat().st_mtime if file.exists() else -1.0 for file in files]
-    return min(made) >= (os.path.getmtime(source) if os.path.exists(source) else 0.0)
+    return min(made) >= max(os.path.getmtime(other) if os.path.exists(other) else 0.0 for other in others)
 
 
 def _with_bar(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from datetime import timedelta
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -39,7 +40,11 @@ def main():
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
     parser.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
     arguments = parser.parse_args()
-    state = PartialState()
+    if arguments.annotation and len(arguments.sources) > 1:
+        parser.error("--annotation is of one video: give one")
+    if (arguments.annotation or arguments.explain) and "plot" not in arguments.save:
+        parser.error("--annotation and --explain are drawn into the plot: add --save plot")
+    state = PartialState(timeout=timedelta(days=1))  # videos may be long, and the others wait
     try:
         sources = find_sources(arguments.sources)
         pipe = pipeline("audio-visual-emotion", model=arguments.model, device=state.device)

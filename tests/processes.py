@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm.auto import tqdm
 
 
 def _child(function: Callable, arguments: tuple, rank: int, world: int, port: int) -> None:
@@ -15,6 +17,7 @@ def _child(function: Callable, arguments: tuple, rank: int, world: int, port: in
     PartialState._reset_state()
     GradientState._reset_state()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a bar's thread may have held the old one at the fork
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}

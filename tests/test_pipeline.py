@@ -269,6 +269,23 @@ def test_live_rows_are_those_of_a_window_that_ends_there(pipe, video):
         assert [rows[end]["valence"], rows[end]["arousal"]] == pytest.approx(values.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("fps", "num_frames"), [(100, 1705), (120, 2046), (30, 512), (60, 1024), (30, 513)])
+def test_no_row_is_lost_where_a_block_ends(pipe, fps, num_frames):
+    pictures = np.zeros((num_frames, 8, 8, 3), np.uint8)
+    rows = [row for window in pipe.processor.windows(pictures, fps=fps) for row in window["rows"]]
+    assert [row["frame"] for row in rows] == list(range(num_frames))
+
+
+def test_a_stream_is_of_the_pipeline_as_it_was_built(model_folder, video):
+    built = pipeline("audio-visual-emotion", model=model_folder, hop=32, faces="given", smoothing=21)
+    assert list(built.stream(video)) == built(video)
+    assert list(built.stream(video, hop=16)) == built(video, hop=16)
+    with pytest.raises(TypeError, match="are no arguments of this pipeline"):
+        next(built.stream(video, window=3))
+    with pytest.raises(ValueError, match="smoothing='median' must be an odd number"):
+        built(video, smoothing="median")
+
+
 def test_who_speaks(pipe, tmp_path):
     """Two people, of whom the second moves the mouth with the sound."""
     rng = np.random.default_rng(1)

@@ -64,7 +64,11 @@ def test_a_folder_of_videos(folder, model_folder, tmp_path):
     assert re.search(r"cut\.mkv: incomplete: .* lacks 5\.\d s that its header promises", run.stderr)
     assert "Traceback" not in run.stderr
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert files == {"ä b.csv", "cut.csv", "day 2/c.csv", "predict.json"}
+    assert files == {"ä b.csv", "cut.csv", "cut.incomplete.txt", "day 2/c.csv", "predict.json"}
+    again = predict(folder, "--model", model_folder, "--out", out, "--json")
+    assert again.returncode == 1  # what is kept is still incomplete
+    assert [json.loads(line)["status"] for line in again.stdout.splitlines()].count("kept") == 3
+    assert re.search(r"cut\.mkv: kept: .* lacks 5\.\d s", again.stderr)
 
 
 def test_it_goes_on_and_keeps_what_is_there(folder, model_folder, tmp_path):
@@ -85,6 +89,12 @@ def test_it_goes_on_and_keeps_what_is_there(folder, model_folder, tmp_path):
     assert run.returncode == 1
     assert "timelines made with hop=8, and hop=4 was asked for: choose another folder, or" in run.stderr
     assert "--overwrite" in run.stderr
+    assert predict(video, "--model", model_folder, "--out", out, "--hop", 5).returncode == 1  # and leaves nothing
+    run = predict(video, "--model", model_folder, "--out", out, "--hop", 4, "--overwrite")
+    assert run.returncode == 0
+    run = predict(*arguments, "--hop", 4)  # what was made with other settings is no longer current
+    assert re.search(r"ä b\.mp4: kept$", run.stdout, re.M)
+    assert re.search(r"c\.MOV: done", run.stdout)
     run = predict(*arguments, "--hop", 4, "--overwrite", "--quiet")
     assert (run.returncode, run.stdout) == (0, "")
     assert "it/s" not in run.stderr
