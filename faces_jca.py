@@ -508,14 +508,18 @@ class FaceTracker:
         self.tracks = [track for track in self.tracks if track.seen == self.now or track in lost]
 
     def _is_free(self, sight: Sight) -> bool:
-        """Whether a sight is of a face that nothing hides, or, if no lost face is near, not by half."""
-        lost = (t for t in self.tracks if t.seen < self.now)
-        back = any(sight.distance(t.sight.middle) < REACH + SPEED * (self.now - t.seen) for t in lost)
-        seen = (t.sight for t in self.tracks if t.seen == self.now and t.sight is not sight)
-        return all(sight.distance(other.middle) > (NEXT_TO if back else HIDING) for other in seen)
+        """Whether a sight is of a face that nothing hides or, where no lost one is near, at least not by half."""
+        apart = NEXT_TO if self._is_near_lost(sight) else HIDING
+        seen = (track.sight for track in self.tracks if track.seen == self.now and track.sight is not sight)
+        return all(sight.distance(other.middle) > apart for other in seen)
+
+    def _is_near_lost(self, sight: Sight) -> bool:
+        lost = (track for track in self.tracks if track.seen < self.now)
+        return any(sight.distance(t.sight.middle) <= REACH + SPEED * (self.now - t.seen) for t in lost)
 
     def _is_sure(self, picture: np.ndarray, sight: Sight) -> bool:
-        if not self.refine or sight.score < SURE:
+        """Whether a face is believed at first sight."""
+        if not self.refine or sight.score < SURE or self._is_near_lost(sight):
             return False
         boxes, _, scores = self.refine(picture, sight.box[None] + np.float32([0.15, 0, 0.15, 0]) * sight.size)
         return bool(scores[0] >= SURE) and sight.distance((boxes[0, :2] + boxes[0, 2:]) / 2) <= SAME

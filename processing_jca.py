@@ -839,8 +839,8 @@ class JCAProcessor(ProcessorMixin):
                 width, 3)` uint8.
             audio, fps, sampling_rate: see [`JCAProcessor.windows`].
             hop (`int`, *optional*): grid frames between the ends of the clips; left out, the span of a clip, so that
-                windows and clips follow each other. Of one face, `processor.plan(frames, hop)` says where each ends; those of
-                several stand one after another, and [`JCAProcessor.windows`] says whose each is.
+                windows and clips follow each other. Of one face, `processor.plan(frames, hop)` says where each ends; those
+                of several stand one after another, and [`JCAProcessor.windows`] says whose each is.
         """
         windows = self.windows(videos, audio=audio, hop=hop or self.span, fps=fps, sampling_rate=sampling_rate)
         inputs = [self.inputs(window) for window in windows]
