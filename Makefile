@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo seeds browser test lint lock clean
+.PHONY: help install demo seeds browser page test lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -37,11 +37,14 @@ seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
 	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml --seeds $(SEEDS)
 
-browser:  ## a Chromium for the tests of the page, which are left out without one (Debian, Ubuntu; needs root)
+browser:  ## a Chromium for the tests of the page (Debian, Ubuntu; needs root)
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends chromium-headless-shell
 
-test: install  ## all tests
+page: install  ## the tests of the page in that browser: they play videos, and want the cores for themselves
+	JCA_BROWSER=1 $(BIN)/python -m pytest tests/test_app.py
+
+test: install  ## all other tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install  ## style and spelling

@@ -67,6 +67,8 @@ def expected(model, people) -> Timeline:
 
 @pytest.fixture(scope="module")
 def browser():
+    if not os.environ.get("JCA_BROWSER"):
+        pytest.skip("a browser that plays videos wants the cores for itself: make browser page")
     playwright = pytest.importorskip("playwright.sync_api", reason="the page needs a browser: pip install playwright")
     program = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if program is None:
