@@ -226,7 +226,7 @@ def test_command_line_and_model_card(folder):
 @pytest.mark.slow
 def test_pipeline_of_a_converted_model(folder, silent_video):
     converted(folder, state_dict("tsav"), state_dict("cam_l16"))
-    rows = pipeline("audio-visual-emotion", model=str(folder))(silent_video)
+    rows = pipeline("audio-visual-emotion", model=str(folder))(silent_video, faces="center")
     assert len(rows) == 40
     assert all(np.isfinite([row["valence"], row["arousal"]]).all() for row in rows)
 

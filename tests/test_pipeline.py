@@ -346,7 +346,7 @@ def test_smoothing_sizes_by_name():
 
 REMOTE = """
 import importlib.util, json, sys
-names = sys.argv[4].split()
+names = NAMES
 class Absent:  # an editable install has a finder of its own
     def find_spec(self, name, path=None, target=None):
         if name in names:
@@ -363,7 +363,7 @@ pipe = pipeline("audio-visual-emotion", model=source, trust_remote_code=True)
 assert pipeline(model=source, trust_remote_code=True).task == "audio-visual-emotion"
 print("ROWS" + json.dumps(pipe(video)))
 pipe.save_pretrained(sys.argv[3])
-"""
+""".replace("NAMES", repr(("jca", *FLAT)))
 
 
 @pytest.mark.parametrize("kind", ["folder", "hub"])
@@ -379,7 +379,7 @@ def test_remote_code_where_the_package_is_not(model_folder, silent_video, tmp_pa
         source = "org/jca-tiny"
     # -P: without the working directory on sys.path
     run = subprocess.run(
-        [sys.executable, "-P", "-c", REMOTE, source, silent_video, str(tmp_path / "again"), " ".join(["jca", *FLAT])],
+        [sys.executable, "-P", "-c", REMOTE, source, silent_video, str(tmp_path / "again")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
