@@ -19,11 +19,6 @@ try:  # not at the mercy of `check_imports`: arrays of features need no decoder
 except ImportError:
     av = None
 
-try:  # adds its certificates to the system's, of which some installations of Python know none
-    import certifi
-except ImportError:
-    certifi = None
-
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .sources_jca import (
         LIMITS,

@@ -48,48 +48,43 @@ def smooth(values: np.ndarray, times: np.ndarray, size: int, frame_rate: float =
     Raises:
         ValueError: if `size` is not an odd number of at least 1.
     """
-    if not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(
-            f"smoothing={size!r} must be an odd number of frames, such as 21: an even one shifts the series."
-        )
+    check_smoothing(size)
     half = size / 2 / frame_rate - 1e-4  # a frame on the very edge is left out on both sides
     low, high = np.searchsorted(times, times - half), np.searchsorted(times, times + half)
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return (total[high] - total[low]) / (high - low)
 
 
-def smooth_all(
-    values: np.ndarray,
-    times: np.ndarray,
-    names: Sequence[str],
-    frame_rate: float = 30.0,
-    smoothing: int | str | Mapping[str, int] | None = None,
-) -> np.ndarray:
-    """[`smooth`] of every output `(frames, outputs)`, with the arguments of [`timeline`]."""
-    out = np.array(values, dtype=np.float64)
-    for name, size in smoothing_sizes(names, smoothing).items():
-        if name in names:
-            column = names.index(name)
-            out[:, column] = smooth(out[:, column], times, size, frame_rate)
-    return out
+def check_smoothing(size: Any) -> None:
+    if type(size) is not int or size < 1 or size % 2 == 0:
+        raise ValueError(
+            f"smoothing={size!r} must be an odd number of frames, such as 21 (an even one shifts the series), or "
+            '"paper".'
+        )
 
 
 def smoothing_sizes(names: Sequence[str], smoothing: int | str | Mapping[str, int] | None) -> dict[str, int]:
-    """Frames of the moving average of each output by its name."""
+    """Frames of the moving average of each output that has one, by its name; arguments as of [`timeline`]."""
     if smoothing is None:
         return {}
     if smoothing == "paper":
         smoothing = PAPER_SMOOTHING
     sizes = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
     for size in sizes.values():
-        if type(size) is not int or size < 1 or size % 2 == 0:
-            raise ValueError(
-                f"smoothing={size!r} must be an odd number of frames, such as 21 (an even one shifts the series), or "
-                '"paper".'
-            )
+        check_smoothing(size)
     if unknown := set(sizes) - set(names) - set(PAPER_SMOOTHING):
         raise ValueError(f"smoothing names {sorted(unknown)}, and the outputs are {list(names)}.")
-    return dict(sizes)
+    return {name: size for name, size in sizes.items() if name in names}
+
+
+def smooth_all(
+    values: np.ndarray, times: np.ndarray, names: Sequence[str], frame_rate: float, sizes: Mapping[str, int]
+) -> np.ndarray:
+    """[`smooth`] of the outputs `(frames, outputs)` that `sizes` names."""
+    out = np.array(values, dtype=np.float64)
+    for name, size in sizes.items():
+        out[:, names.index(name)] = smooth(values[:, names.index(name)], times, size, frame_rate)
+    return out
 
 
 def timeline(
@@ -111,7 +106,7 @@ def timeline(
             for all outputs or one for each by name. `"paper"` is 21 for valence and 51 for arousal.
     """
     out = clips_to_frames(values, end_frames, times, frame_rate).clip(-1, 1)
-    return smooth_all(out, times, names, frame_rate, smoothing)
+    return smooth_all(out, times, names, frame_rate, smoothing_sizes(names, smoothing))
 
 
 def timeline_rows(
@@ -146,30 +141,35 @@ def timeline_rows(
             yield {**first, **dict(zip(names, values, strict=True)), **row}
 
     for part in outputs:
-        face, ends, values = part["face"], np.asarray(part["end_frames"]), np.asarray(part["values"])
-        known = clips.get(face, (ends[:0], values[:0]))
-        clips[face] = np.concatenate([known[0], ends]), np.concatenate([known[1], values])
+        _extend(clips, part["face"], np.asarray(part["end_frames"]), np.asarray(part["values"]))
         if not part["rows"]:
             continue
         waiting.extend(part["rows"])
         newest = part["rows"][-1]["time"]
-        for face in {row["face"] for row in part["rows"]}:
-            times = np.array([row["time"] for row in part["rows"] if row["face"] == face])
-            values = clips_to_frames(clips[face][1], clips[face][0], times, frame_rate).clip(-1, 1)
-            known = frames.get(face, (times[:0], values[:0]))
-            frames[face] = np.concatenate([known[0], times]), np.concatenate([known[1], values])
+        times: dict[int | None, list[float]] = {}
+        for row in part["rows"]:
+            times.setdefault(row["face"], []).append(row["time"])
+        for face, seconds in times.items():
+            ends, values = clips[face]
+            _extend(frames, face, np.array(seconds), clips_to_frames(values, ends, seconds, frame_rate).clip(-1, 1))
         yield from ready(newest - half)
-        for face, (times, values) in list(frames.items()):  # the averages of the rows that wait look back so far
-            keep = times > newest - 2 * half
-            frames[face] = times[keep], values[keep]
-            if not keep.any():
-                del frames[face]
-        for face, (ends, values) in list(clips.items()):  # rows to come lie behind one clip at most
-            keep = ends >= max(ends[ends <= newest * frame_rate], default=0)
-            clips[face] = ends[keep], values[keep]
-            if not any(row["face"] == face for row in part["rows"]):
-                del clips[face]
+        # the averages of the rows that wait look back so far
+        frames = {face: _after(series, newest - 2 * half) for face, series in frames.items()}
+        frames = {face: series for face, series in frames.items() if len(series[0])}
+        # rows to come lie behind one clip at most
+        last = {face: max(clips[face][0][clips[face][0] <= newest * frame_rate], default=0) for face in times}
+        clips = {face: _after(clips[face], end - 1) for face, end in last.items()}
     yield from ready(np.inf)
+
+
+def _extend(series: dict, face: int | None, places: np.ndarray, values: np.ndarray) -> None:
+    known = series.get(face, (places[:0], values[:0]))
+    series[face] = np.concatenate([known[0], places]), np.concatenate([known[1], values])
+
+
+def _after(series: tuple[np.ndarray, np.ndarray], place: float) -> tuple[np.ndarray, np.ndarray]:
+    keep = series[0] > place
+    return series[0][keep], series[1][keep]
 
 
 def _join(clips: Mapping[int, Mapping[str, torch.Tensor]], ends: Iterable[int]) -> dict[str, torch.Tensor]:
@@ -289,16 +289,17 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         previous = None
         for window in self.processor.windows(inputs, **options):
             if previous is not None:
-                yield self._model_inputs(previous)
+                yield {"is_last": False, **self._model_inputs(previous)}
             previous = window
-        yield self._model_inputs(previous, is_last=True)
+        yield {"is_last": True, **self._model_inputs(previous)}
 
-    def _model_inputs(self, window: dict[str, Any], is_last: bool = False) -> dict[str, Any]:
-        place = {"is_last": is_last, "face": window["face"], "end_frames": window["end_frames"].tolist()}
-        return {**place, "rows": window["rows"], **self.processor.inputs(window)}
+    def _model_inputs(self, window: dict[str, Any]) -> dict[str, Any]:
+        place = {"face": window["face"], "end_frames": window["end_frames"].tolist(), "rows": window["rows"]}
+        return {**place, **self.processor.inputs(window)}
 
     def _forward(self, model_inputs: dict[str, Any]):
-        extra = {name: model_inputs.pop(name) for name in ("is_last", "face", "end_frames", "rows")}
+        names = ("is_last", "face", "end_frames", "rows")
+        extra = {name: model_inputs.pop(name) for name in names if name in model_inputs}
         return {"values": self.model(**self._cast(model_inputs)).logits.float(), **extra}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], smoothing: Any = None) -> list[dict[str, Any]]:

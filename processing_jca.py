@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -281,13 +281,18 @@ class Shown(NamedTuple):
     seen: list[Seen] | None
     decoded: bool
 
+    @property
+    def looked_at(self) -> bool:
+        """Whether it says who is there; one that could not be decoded says nothing of its neighbours either."""
+        return self.seen is not None and self.decoded
+
 
 def fill_unseen(frames: Sequence[Shown]) -> list[list[Seen]]:
     """
     The faces of every frame, where some were not looked at: a face moves on a straight line between two that were, and one
     that only one of them shows is in the half that is nearer to it.
     """
-    looked = [index for index, frame in enumerate(frames) if frame.seen is not None and frame.decoded]
+    looked = [index for index, frame in enumerate(frames) if frame.looked_at]
     filled = [list(frame.seen or ()) for frame in frames]
     for index, frame in enumerate(frames):
         if frame.seen is not None or not looked:
@@ -306,6 +311,35 @@ def fill_unseen(frames: Sequence[Shown]) -> list[list[Seen]]:
     return filled
 
 
+def fill_lost(
+    filled: list[list[Seen]],
+    times: Sequence[float],
+    first: int,
+    last_seen: Mapping[int, float],
+    max_lost: float,
+    causal: bool,
+) -> None:
+    """
+    Add the faces that are lost for up to `max_lost` seconds to frames, in place.
+
+    Args:
+        filled: the faces that each frame shows; times (of shape `(frames,)`): seconds.
+        first: of the frames that are new; last_seen: seconds at which those before showed each face.
+        causal: without knowing whether a face comes back.
+    """
+    last, place = dict(last_seen), dict.fromkeys(last_seen, first - 1)
+    for index in range(first, len(filled)):
+        seen = [face.face for face in filled[index]]
+        if causal:
+            lost = [face for face, at in last.items() if face not in seen and times[index] - at <= max_lost]
+            filled[index] += [Seen(face, None) for face in lost]
+        for face in seen:
+            if not causal and face in last and times[index] - last[face] <= max_lost:
+                for between in range(place[face] + 1, index):
+                    filled[between].append(Seen(face, None))
+            last[face], place[face] = times[index], index
+
+
 class WindowBuffer:
     """Collects the frames and samples of one video as they are decoded, and hands out its windows.
 
@@ -313,6 +347,7 @@ class WindowBuffer:
     clip uses are not looked at.
 
     Args:
+        processor ([`JCAProcessor`]), hop (`int`): grid frames between the ends of the clips.
         look ([`Look`], *optional*): finds and cuts the faces of a frame; without it frames come as lists of [`Seen`].
         max_lost (`float`, defaults to 0): seconds for which a face may be lost and keep its id.
         speaking (`bool`, defaults to `False`): rows say whether the face speaks.
@@ -406,7 +441,7 @@ class WindowBuffer:
         faces = self.faces_of(rows)
         for face in faces:
             for ends in plan:
-                window = self.window(face, [self.start + end for end in ends], self.num_frames)
+                window = self.window(face, [self.start + end for end in ends])
                 yield {**window, "rows": rows if face == faces[-1] and ends is plan[-1] else []}
         self.start += self.block_length
         self.forget(self.start - self.processor.span + 1)
@@ -417,7 +452,7 @@ class WindowBuffer:
         rows = self.rows(None if last else end + 1, causal=True)
         faces = self.faces_of(rows)
         for face in faces:
-            yield {**self.window(face, [end], self.num_frames), "rows": rows if face == faces[-1] else []}
+            yield {**self.window(face, [end]), "rows": rows if face == faces[-1] else []}
         self.start += self.hop
         self.forget(self.start + self.hop - self.processor.span)
 
@@ -430,11 +465,11 @@ class WindowBuffer:
                 del self.crops[face]
         self.sound.forget(self._position(before / self.processor.frame_rate - CONTEXT_SECONDS))
 
-    def window(self, face: int | None, ends: Sequence[int], num_frames: int) -> dict[str, Any]:
-        """The window of the clips of a face that end with grid frames `ends` of a video of `num_frames`, as of
-        `JCAProcessor.windows` without its rows."""
-        crops = [self.clip_crops(face, end, num_frames) for end in ends]
-        waveforms = [self.clip_waveform(end, num_frames) for end in ends]
+    def window(self, face: int | None, ends: Sequence[int]) -> dict[str, Any]:
+        """The window of the clips of a face that end with grid frames `ends`, as of `JCAProcessor.windows` without its
+        rows."""
+        crops = [self.clip_crops(face, end) for end in ends]
+        waveforms = [self.clip_waveform(end) for end in ends]
         return {
             "face": face,
             "crops": np.stack([clip for clip, _ in crops]),
@@ -444,14 +479,14 @@ class WindowBuffer:
             "end_frames": np.array(ends),
         }
 
-    def clip_crops(self, face: int | None, end: int, num_frames: int) -> tuple[np.ndarray, bool]:
-        """Crops `(clip_length, size, size, 3)` of the clip of a face that ends with grid frame `end` of a video of
-        `num_frames`, and whether they show it."""
+    def clip_crops(self, face: int | None, end: int) -> tuple[np.ndarray, bool]:
+        """Crops `(clip_length, size, size, 3)` of the clip of a face that ends with grid frame `end`, and whether they show
+        it."""
         processor, size = self.processor, self.processor.video_processor.size
         crops = self.crops.get(face, {})
         low = end - processor.span + 1
         first = max(low, 0) if low < 0 else low + (-low - 1) % self.every  # the first of those that clips use
-        present = [g for g in range(first, min(end + 1, num_frames), 1 if low < 0 else self.every) if g in crops]
+        present = [g for g in range(first, min(end + 1, self.num_frames), 1 if low < 0 else self.every) if g in crops]
         chosen = clip_frames(present, processor.clip_length, processor.clip_stride)
         if not chosen:
             return np.zeros((processor.clip_length, size, size, 3), np.uint8), False
@@ -460,13 +495,13 @@ class WindowBuffer:
                 crops[g] = decode_picture(crops[g], size)
         return np.stack([crops[g] for g in chosen]), True
 
-    def clip_waveform(self, end: int, num_frames: int) -> tuple[np.ndarray, bool]:
+    def clip_waveform(self, end: int) -> tuple[np.ndarray, bool]:
         """Waveform `(samples,)` of the same clip, and whether it holds sound; a clip that lies wholly beyond the video has
         none."""
         low = end - self.processor.span + 1
         start = self._position(low / self.processor.frame_rate)
         waveform, audible = self.sound.read(start, start + self.processor.clip_samples)
-        return waveform, audible and low < num_frames
+        return waveform, audible and low < self.num_frames
 
     def rows(self, stop: int | None, causal: bool = False) -> list[dict[str, Any]]:
         """
@@ -476,23 +511,12 @@ class WindowBuffer:
         for; `causal` gives rows to all that were seen in the `max_lost` seconds before, as later frames are not known.
         """
         period = 1 / self.processor.frame_rate
+        times = [frame.seconds for frame in self.shown]
         filled = fill_unseen(self.shown)
+        fill_lost(filled, times, self.num_rows_out, self.last_seen, self.max_lost, causal)
         count = len(filled)
         if stop is not None:
-            count = bisect_right([frame.seconds for frame in self.shown], (stop - 1) * period + 1e-6)
-        last, place = dict(self.last_seen), dict.fromkeys(self.last_seen, self.num_rows_out - 1)
-        for index in range(self.num_rows_out, len(filled)):
-            seconds = self.shown[index].seconds
-            for face in [face.face for face in filled[index]]:
-                if not causal and face in last and seconds - last[face] <= self.max_lost:
-                    for lost in range(place[face] + 1, index):
-                        filled[lost].append(Seen(face, None))
-                last[face], place[face] = seconds, index
-            if causal:
-                seen = {face.face for face in filled[index]}
-                filled[index] += [
-                    Seen(face, None) for face in last if face not in seen and seconds - last[face] <= self.max_lost
-                ]
+            count = bisect_right(times, (stop - 1) * period + 1e-6)
         rows = []
         for frame, seen in zip(self.shown[self.num_rows_out : count], filled[self.num_rows_out : count], strict=True):
             low = self._position(frame.seconds)
@@ -514,18 +538,17 @@ class WindowBuffer:
             self.number += 1
         if self.speaking:
             self._score_speaking(rows)
-        newest = self.shown[count - 1].seconds if count else 0.0
+        newest = times[count - 1] if count else 0.0
         self.last_seen = {face: at for face, at in self.last_seen.items() if newest - at <= self.max_lost}
-        looked = (i for i in range(count) if self.shown[i].seen is not None and self.shown[i].decoded)
-        context = max(looked, default=0)
-        context = min(context, bisect_left([frame.seconds for frame in self.shown], newest - CONTEXT_SECONDS))
+        looked = max((index for index in range(count) if self.shown[index].looked_at), default=0)
+        context = min(looked, bisect_left(times, newest - CONTEXT_SECONDS))
         del self.shown[:context]
         self.num_rows_out = count - context
         return rows
 
     def _score_speaking(self, rows: list[dict[str, Any]]) -> None:
         """Add `speaking` to rows: how well the mouth goes with the sound, see [`speaking_scores`]."""
-        looked = [frame for frame in self.shown if frame.seen is not None and frame.decoded]
+        looked = [frame for frame in self.shown if frame.looked_at]
         times = np.array([frame.seconds for frame in looked])
         positions = [self._position(seconds) for seconds in times]
         pieces = [self.sound.read(low, high)[0] for low, high in pairwise(positions)]
@@ -723,8 +746,9 @@ class JCAProcessor(ProcessorMixin):
 
         Args:
             events: `("has_audio", 0, bool)` first, then `("video", seconds, picture)` and `("audio", seconds, samples)` on
-                one clock, each in its order. Without `look` a picture is the list of its [`Seen`], with it what that takes.
-                Samples are mono float32 at the feature extractor's rate.
+                one clock, each in its order; others, such as the `"end"` of [`decode`], are passed over. Without `look` a
+                picture is the list of its [`Seen`], with it what that takes. Samples are mono float32 at the feature
+                extractor's rate.
             hop (`int`): grid frames between the ends of the clips.
             name (`str`): of the source, for errors.
             look, max_lost, speaking: see [`WindowBuffer`].

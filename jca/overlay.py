@@ -62,12 +62,8 @@ def write_overlay(source: Any, timeline: Timeline, path: str | Path, limits: Lim
     with open_media(first, limits) as pictures, open_media(second, limits) as sound:
 
         def write(part: Path) -> None:
-            try:
-                with av.open(str(part), "w", format=FORMATS[path.suffix.lower()]) as out:
-                    _encode(pictures, sound, timeline, out, limits)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+            with av.open(str(part), "w", format=FORMATS[path.suffix.lower()]) as out:
+                _encode(pictures, sound, timeline, out, limits)
 
         write_whole(path, write)
 

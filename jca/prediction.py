@@ -5,12 +5,13 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from jca.corpus import write_whole
@@ -27,8 +28,13 @@ MEDIA_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
     *(".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
-PICTURES = {"plot": ".png", "circumplex": ".circumplex.png", "overlay": ".overlay.mp4", "summary": ".summary.json"}
-OUTPUTS = (*(suffix.removeprefix(".") for suffix in FORMATS), *PICTURES)
+SUFFIXES = {
+    **{suffix.removeprefix("."): suffix for suffix in FORMATS},
+    "plot": ".png",
+    "circumplex": ".circumplex.png",
+    "overlay": ".overlay.mp4",
+    "summary": ".summary.json",
+}
 
 
 class Result(NamedTuple):
@@ -79,7 +85,7 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
 def _is_video(file: Path, folder: Path) -> bool:
     """Whether a file below a folder is a video, and none that was made here, or is being made."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    own = file.name.endswith(PICTURES["overlay"])
+    own = file.name.endswith(SUFFIXES["overlay"])
     return file.suffix.lower() in MEDIA_SUFFIXES and file.is_file() and not hidden and not own
 
 
@@ -96,7 +102,7 @@ def predict_files(
     overwrite: bool = False,
     quiet: bool = False,
     explain: bool = False,
-    labels: Callable[[str], Any] | None = None,
+    labels: np.ndarray | None = None,
 ) -> Iterator[Result]:
     """
     Timelines of videos as files in `folder`. What is there, whole, made with the same settings and newer than its video is
@@ -104,12 +110,12 @@ def predict_files(
 
     Args:
         sources: of [`find_sources`].
-        save: any of `OUTPUTS`.
+        save: any of `SUFFIXES`.
         hop, smoothing, faces, limits: of the pipeline.
         overwrite: make all anew.
         quiet: without a bar of the progress.
         explain: draw how much is owed to face and voice into the plot (a second pass).
-        labels: annotated valence and arousal of a source, drawn into the plot.
+        labels (of shape `(frames, 2)`): annotated valence and arousal of the one video, drawn into the plot.
 
     Raises:
         ValueError: if the folder holds files made with other settings.
@@ -119,7 +125,7 @@ def predict_files(
     settings = {"model": _fingerprint(pipe.model.name_or_path), "hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)
     for source, name in sources.items():
-        files = {kind: folder / f"{name}{PICTURES.get(kind, f'.{kind}')}" for kind in save}
+        files = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in save}
         said = folder / f"{name}.incomplete.txt"  # what was missing: also of files that are kept
         if not overwrite and _are_newer(files.values(), source, folder / SETTINGS_FILE):
             reason = said.read_text(encoding="utf-8").strip() if said.exists() else ""
@@ -138,8 +144,7 @@ def predict_files(
                         target = Path(part) / file.name
                         if kind == "plot":
                             share = audio_share(pipe.model, pipe.processor, source, **options) if explain else None
-                            annotated = labels(source) if labels else None
-                            plot_timeline(timeline, target, labels=annotated, audio_share=share)
+                            plot_timeline(timeline, target, labels=labels, audio_share=share)
                         elif kind == "circumplex":
                             plot_circumplex(timeline, target)
                         elif kind == "overlay":

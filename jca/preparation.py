@@ -472,6 +472,7 @@ class PreparedVideo:
         `clip_waveform`."""
         buffer = WindowBuffer(self.processor, self.processor.span)
         buffer.origin, buffer.sound = self.clock[0], self.sound
+        buffer.num_frames = self.num_grid_frames
         low = max(first - self.processor.span + 1, 0)
         shown = self.nearest[low : last + 1]
         buffer.crops[0] = {low + g: self.crop(frame) for g, frame in enumerate(shown) if self.has_crop[frame]}
@@ -479,7 +480,7 @@ class PreparedVideo:
 
     def window(self, ends: Sequence[int]) -> dict[str, Any]:
         """A window of clips with these end frames, as of `JCAProcessor.windows`."""
-        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends], self.num_grid_frames)
+        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends])
 
 
 def video_windows(row: Mapping, processor: JCAProcessor, hop: int) -> Iterator[dict[str, Any]]:

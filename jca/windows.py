@@ -71,9 +71,9 @@ class ClipDataset(torch.utils.data.Dataset):
         video, end = self._open(self.paths[self.rows[index]]), int(self.ends[index])
         labels = torch.from_numpy(self.labels[index][None])
         if self.modality == "video":
-            crops = video.buffer(end, end).clip_crops(0, end, video.num_grid_frames)[0]
+            crops = video.buffer(end, end).clip_crops(0, end)[0]
             return {**self.processor.video_processor(crops[None]), "labels": labels}
-        waveform = video.buffer(end, end).clip_waveform(end, video.num_grid_frames)[0]
+        waveform = video.buffer(end, end).clip_waveform(end)[0]
         return {self.processor.audio_input_name: self.processor.audio_inputs(waveform[None]), "labels": labels}
 
 

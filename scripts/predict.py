@@ -17,7 +17,7 @@ import jca  # noqa: F401  (registers the pipeline)
 from jca.affwild2 import read_annotation
 from jca.corpus import split_by_length
 from jca.evaluation import parse_smoothing
-from jca.prediction import OUTPUTS, find_sources, predict_files
+from jca.prediction import SUFFIXES, find_sources, predict_files
 from processing_jca import FACES
 
 
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--model", required=True, help="folder or Hub repository of a model")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files, NAME.csv for NAME.mp4")
     parser.add_argument(
-        "--save", nargs="+", choices=OUTPUTS, default=["csv"], metavar="KIND", help=f"any of {', '.join(OUTPUTS)}"
+        "--save", nargs="+", choices=SUFFIXES, default=["csv"], metavar="KIND", help=f"any of {', '.join(SUFFIXES)}"
     )
     parser.add_argument("--faces", choices=FACES, help="what frames are; what the model's processor says without it")
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
@@ -61,7 +61,7 @@ def main():
             overwrite=arguments.overwrite,
             quiet=arguments.quiet or arguments.json,
             explain=arguments.explain,
-            labels=(lambda source: read_annotation(arguments.annotation)) if arguments.annotation else None,
+            labels=read_annotation(arguments.annotation) if arguments.annotation else None,
         )
         bad = []
         for result in results:

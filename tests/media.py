@@ -52,6 +52,17 @@ def write_video(
     return str(path)
 
 
+def write_sound(path: Path, codec: str = "pcm_s16le", sampling_rate: int = 16_000) -> str:
+    """A second of silence, without a picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=sampling_rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, sampling_rate), np.float32), format="flt", layout="mono")
+        frame.sample_rate = sampling_rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
 def clapping_video(path: Path, seconds: float, claps: tuple[float, ...], fps: int = 30, **options) -> str:
     """Dark and quiet, but for one white frame and a burst of noise of 40 ms at each clap (s)."""
     rate, num_frames = 44100, round(seconds * fps)

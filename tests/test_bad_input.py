@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from faces import draw_face
-from media import write_video
+from media import write_sound, write_video
 from transformers import pipeline
 
 from sources_jca import IncompleteMediaWarning, Limits, MediaError, MediaLimitError
@@ -81,15 +81,8 @@ def test_silence(pipe, tmp_path):
 
 @row("no video track")
 def test_no_video(pipe, tmp_path):
-    path = tmp_path / "voice.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
     with pytest.raises(MediaError, match=r"no video stream that can be decoded \(streams: audio\): give a video"):
-        pipe(str(path))
+        pipe(write_sound(tmp_path / "voice.mp4", "aac", 44100))
 
 
 @row("no face at all")
@@ -176,14 +169,8 @@ def test_pictures_and_sounds(pipe, tmp_path):
             container.mux(stream.encode(None))
         with pytest.raises(MediaError, match="is a picture: give the video itself"):
             pipe(str(path))
-    path = tmp_path / "sound.wav"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
     with pytest.raises(MediaError, match="no video stream"):
-        pipe(str(path))
+        pipe(write_sound(tmp_path / "sound.wav"))
 
 
 @row("frames of 1 x 1 or of 8K")

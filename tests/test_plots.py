@@ -6,27 +6,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from rows import row
 
 from jca.plots import COLORS, FACE_COLORS, draw_series, main_faces, plot_circumplex, plot_timeline
 from jca.timeline import QUADRANTS, Timeline
 
 
 NAME = "Gespräch $5_$ größer.mp4"
-
-
-def row(frame, face=0, valence=0.0, arousal=0.0, fps=30, **changes):
-    """A row as the pipeline gives it."""
-    return {
-        "time": round(frame / fps, 6),
-        "frame": frame,
-        "face": face,
-        "valence": valence,
-        "arousal": arousal,
-        "box": None if face is None else [10.0, 20.0, 110.5, 140.25],
-        "face_detected": face is not None,
-        "audio_present": True,
-        "face_quality": None if face is None else 0.75,
-    } | changes
 
 
 def film(spans, num_frames, lost=()):

@@ -13,7 +13,7 @@ import pytest
 from media import write_video
 from transformers import pipeline
 
-from jca.prediction import OUTPUTS, find_sources
+from jca.prediction import SUFFIXES, find_sources
 from jca.timeline import Timeline
 
 
@@ -101,7 +101,7 @@ def test_it_goes_on_and_keeps_what_is_there(folder, model_folder, tmp_path):
 
 
 def test_all_that_can_be_asked_for(folder, model_folder, tmp_path):
-    run = predict(folder / "day 2/c.MOV", "--model", model_folder, "--out", tmp_path, "--save", *OUTPUTS)
+    run = predict(folder / "day 2/c.MOV", "--model", model_folder, "--out", tmp_path, "--save", *SUFFIXES)
     assert run.returncode == 0, run.stderr[-2000:]
     names = [f"c.{kind}" for kind in ("csv", "jsonl", "parquet", "vtt", "srt", "eaf", "TextGrid", "png")]
     names += ["c.circumplex.png", "c.overlay.mp4", "c.summary.json", "predict.json"]

@@ -120,8 +120,8 @@ def test_any_clip_is_that_of_the_stream(folder):
             if end >= video.num_grid_frames:
                 continue
             buffer = video.buffer(int(end), int(end))
-            crops, face = buffer.clip_crops(0, int(end), video.num_grid_frames)
-            waveform, sound = buffer.clip_waveform(int(end), video.num_grid_frames)
+            crops, face = buffer.clip_crops(0, int(end))
+            waveform, sound = buffer.clip_waveform(int(end))
             np.testing.assert_array_equal(crops, window["crops"][clip])
             np.testing.assert_array_equal(waveform, window["waveforms"][clip])
             assert (face, sound) == (window["video_mask"][clip], window["audio_mask"][clip])

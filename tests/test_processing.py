@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_processor
-from media import CLAPPING, clapping_video, write_video
+from media import CLAPPING, clapping_video, write_sound, write_video
 from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
@@ -301,12 +301,7 @@ def test_errors_name_the_value_and_the_remedy(tmp_path, video):
     text.write_text("no media")
     empty = tmp_path / "empty.mp4"
     empty.touch()
-    sound = tmp_path / "sound.wav"
-    with av.open(str(sound), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
+    sound = write_sound(tmp_path / "sound.wav")
     cases = [
         (reading("nowhere.mp4"), FileNotFoundError, "There is no file 'nowhere.mp4'"),
         (reading(tmp_path), IsADirectoryError, "is a folder: give a video file"),

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from praatio import textgrid
+from rows import row
 from scipy import signal
 
 from jca.timeline import FORMATS, QUADRANTS, Timeline, maxima, quadrant
@@ -23,21 +24,6 @@ from pipeline_jca import smooth
 ROOT = Path(__file__).parents[1]
 NAME = "Gespräch, größer 会話.mp4"
 QUADRANT_OF_SIGNS = {(True, True): "excited", (False, True): "tense", (False, False): "sad", (True, False): "calm"}
-
-
-def row(frame, face=0, valence=0.0, arousal=0.0, fps=30, **changes):
-    """A row as the pipeline gives it."""
-    return {
-        "time": round(frame / fps, 6),
-        "frame": frame,
-        "face": face,
-        "valence": valence,
-        "arousal": arousal,
-        "box": None if face is None else [10.0 + frame, 20.0, 110.5 + frame, 140.25],
-        "face_detected": face is not None,
-        "audio_present": True,
-        "face_quality": None if face is None else 0.75,
-    } | changes
 
 
 def film(fps=30, seconds=12):
