@@ -189,15 +189,15 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
     Takes a path, URL, bytes or binary file object, or a list of them, and gives a list of dicts (for a list of inputs a
     list of such lists): `time` in seconds from the first frame, `frame` from 0, `face`, `valence` and `arousal` in
     [-1, 1], `box` (x0, y0, x1, y1) in pixels of the displayed picture or None, `face_detected`, `audio_present`,
-    `face_quality` in [0, 1] or None.
+    `face_quality` in [0, 1] or None. The hop's frames are looked at; what stands in the rows between is interpolated.
 
     A face has rows from the first to the last frame that shows it; `face` is its id, which survives a short loss and ends
     with a cut. A frame that shows none has one row with `face` None, predicted from the voice alone. With
     `faces="center"` or `"given"` there is face 0 in every frame.
 
     Args:
-        hop (`int`, defaults to 8): frames at 30 a second between the clips that are computed; 1 is the paper's dense
-            protocol, 8 costs an eighth of it. Outputs are interpolated to every frame.
+        hop (`int`, defaults to 8): grid frames (30 a second, unless the processor says otherwise) between the clips that are
+            computed; 1 is the paper's dense protocol, 8 costs an eighth of it. Outputs are interpolated to every frame.
         smoothing (`int`, `dict[str, int]` or `"paper"`, *optional*): see [`timeline`].
         faces (`str` or [`Detector`], *optional*): `"detect"`, `"center"`, `"given"` or a detector, in place of what the
             processor's configuration says.

@@ -76,7 +76,7 @@ def window_plan(
     Raises:
         ValueError: if `hop` does not divide `span`.
     """
-    if not (isinstance(hop, int) and hop >= 1 and span % hop == 0):
+    if not (type(hop) is int and hop >= 1 and span % hop == 0):
         divisors = ", ".join(str(d) for d in range(1, span + 1) if span % d == 0)
         raise ValueError(
             f"hop={hop!r} frames: clips span {span} frames and follow each other without overlap, so that the hop must "

@@ -14,6 +14,14 @@ from processing_jca import JCAProcessor
 MEDIA = {"video": ("pixel_values",), "audio": ("input_features", "input_values")}
 
 
+def check_modalities(model: JCAModel) -> None:
+    """Raise a ValueError for a model of one modality."""
+    if len(model.config.modalities) < 2:
+        raise ValueError(
+            f"Contributions compare face and voice, and this model has {list(model.config.modalities)} alone."
+        )
+
+
 @torch.no_grad()
 def modality_contributions(model: JCAModel, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     r"""
@@ -25,28 +33,26 @@ def modality_contributions(model: JCAModel, **inputs: torch.Tensor) -> dict[str,
 
     Args:
         model: with both modalities.
-        inputs: those of `JCAModel.forward`, without labels.
+        inputs: those of `JCAModel.forward`, without labels; both modalities.
 
     Returns:
         `video`, `audio`: `(batch, clips, outputs)`, signed, in units of the output; `audio_share`: the same shape, the share
         of the voice, `|φ_audio| / (|φ_video| + |φ_audio|)` in [0, 1].
 
     Raises:
-        ValueError: if the model has one modality.
+        ValueError: if the model has one modality, or the inputs.
     """
-    if len(model.config.modalities) < 2:
-        raise ValueError(
-            f"Contributions compare face and voice, and this model has {list(model.config.modalities)} alone."
-        )
+    check_modalities(model)
     inputs = dict(inputs)
     for modality, names in MEDIA.items():
-        features = inputs.get(f"{modality}_features")
+        features, mask = inputs.get(f"{modality}_features"), inputs.get(f"{modality}_mask")
         if features is None:
-            features = getattr(model, f"get_{modality}_features")(
-                next(inputs.pop(name) for name in names if name in inputs)
-            )
+            given = next((inputs.pop(name) for name in names if name in inputs), None)
+            if given is None:
+                raise ValueError(f"Contributions compare face and voice, and there is no {modality} among the inputs.")
+            features = getattr(model, f"get_{modality}_features")(given.to(model.dtype), mask)
         inputs[f"{modality}_features"] = features
-        inputs.setdefault(f"{modality}_mask", features.new_ones(features.shape[:2]))
+        inputs[f"{modality}_mask"] = features.new_ones(features.shape[:2]) if mask is None else mask
 
     def f(*present: str) -> torch.Tensor:
         masks = {f"{m}_mask": inputs[f"{m}_mask"] * float(m in present) for m in ("video", "audio")}

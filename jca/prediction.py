@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jca.corpus import write_whole
-from jca.explanations import audio_share
+from jca.explanations import audio_share, check_modalities
 from jca.overlay import write_overlay
 from jca.plots import plot_circumplex, plot_timeline
 from jca.timeline import FORMATS, Timeline
@@ -70,6 +70,9 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
             sources[path] = Path(Path(path).name)
         else:
             raise FileNotFoundError(f"There is no file or folder {path!r}.")
+    # the same file, once, whatever it was called
+    first = {source if "://" in source else os.path.abspath(source): source for source in reversed(sources)}
+    sources = {source: name for source, name in sources.items() if source in first.values()}
     stems = Counter(name.with_suffix("") for name in sources.values())
     names = {
         source: name.with_suffix("") if stems[name.with_suffix("")] == 1 else name for source, name in sources.items()
@@ -118,10 +121,22 @@ def predict_files(
         labels (of shape `(frames, 2)`): annotated valence and arousal of the one video, drawn into the plot.
 
     Raises:
-        ValueError: if the folder holds files made with other settings.
+        ValueError: if the folder holds files made with other settings, two videos would have the same file, or `explain`
+            was asked for of a model of one modality.
     """
     folder = Path(folder)
-    pipe.processor.plan(0, hop)  # raises for a wrong hop before anything is written
+    # raises for what is wrong before anything is written
+    pipe.processor.plan(0, hop)
+    if explain:
+        check_modalities(pipe.model)
+    owners: dict[str, str] = {}
+    for source, name in sources.items():
+        for suffix in (*(SUFFIXES[kind] for kind in save), ".incomplete.txt"):
+            if owners.setdefault(f"{name}{suffix}", source) != source:
+                raise ValueError(
+                    f"{owners[name + suffix]} and {source} would both have the file {name}{suffix}: give them in runs of "
+                    "their own."
+                )
     settings = {"model": _fingerprint(pipe.model.name_or_path), "hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)
     for source, name in sources.items():

@@ -73,6 +73,8 @@ def main():
             bad += [result] if result.reason else []
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what is finished stays, and the same command goes on from there")
     bad = gather_object(bad)
     if bad and state.is_main_process:
         print(f"{len(bad)} of {len(sources)} videos:", file=sys.stderr)

@@ -49,6 +49,17 @@ def test_share_of_a_video_in_a_plot(silent_video, video, model_folder, tmp_path)
     assert (tmp_path / "a.png").stat().st_size > np.prod((10, 10))
 
 
+def test_share_in_bfloat16_is_that_of_float32(video):
+    model, processor = tiny_model(), tiny_processor()
+    expected = audio_share(model, processor, video, hop=32)
+    np.testing.assert_allclose(audio_share(model.bfloat16(), processor, video, hop=32), expected, atol=0.1)
+
+
+def test_what_can_not_be_compared_is_refused():
+    with pytest.raises(ValueError, match="there is no audio among the inputs"):
+        modality_contributions(tiny_model(), video_features=torch.randn(1, 16, 8))
+
+
 def test_unimodal_model_is_refused():
     with pytest.raises(ValueError, match=r"this model has \['video'\] alone"):
         modality_contributions(tiny_model(modalities=["video"], fusion="concat"), video_features=torch.randn(1, 16, 8))

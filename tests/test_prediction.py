@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 from media import write_video
 from transformers import pipeline
 
-from jca.prediction import SUFFIXES, find_sources
+from jca.prediction import SUFFIXES, find_sources, predict_files
 from jca.timeline import Timeline
 
 
@@ -130,6 +131,21 @@ def test_processes_share_the_videos(folder, model_folder, tmp_path):
     assert {path.name for path in tmp_path.rglob("*.csv")} == {"ä b.csv", "c.csv", "cut.csv"}
 
 
+def test_what_can_not_be_is_said_before_the_work(folder, model_folder, tmp_path):
+    (tmp_path / "v").mkdir()
+    for name in ("a.mp4", "a.circumplex.mp4"):
+        (tmp_path / "v" / name).symlink_to(folder / "ä b.mp4" if name == "a.mp4" else folder / "day 2/c.MOV")
+    save = ("--save", "plot", "circumplex")
+    run = predict(tmp_path / "v", "--model", model_folder, "--out", tmp_path / "out", *save)
+    assert run.returncode == 1
+    assert "would both have the file a.circumplex.png: give them in runs of their own." in run.stderr
+    pipe = pipeline("audio-visual-emotion", model=model_folder)
+    pipe.model = tiny_model(modalities=["video"], fusion="concat")
+    with pytest.raises(ValueError, match=r"this model has \['video'\] alone"):
+        list(predict_files(pipe, {"x.mp4": "x"}, tmp_path / "out", ["plot"], explain=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_files(folder, tmp_path):
     (tmp_path / "a").mkdir()
     for name in ("a/x.mp4", "a/x.mov", "y.mp4"):
@@ -142,6 +158,7 @@ def test_names_of_files(folder, tmp_path):
     }
     with pytest.raises(FileNotFoundError, match="There is no file or folder 'nothing.mp4'"):
         find_sources(["nothing.mp4"])
+    assert find_sources([str(tmp_path / "y.mp4"), str(tmp_path / "a/../y.mp4")]) == {str(tmp_path / "y.mp4"): "y"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no video"):
         find_sources([str(tmp_path / "empty")])
