@@ -363,8 +363,9 @@ class JCAModel(PreTrainedModel):
                 shape = (*hidden[present].shape[:2], getattr(self, f"{modality}_size"))
                 hidden[modality] = hidden[present].new_zeros(shape)
                 masks[modality] = torch.zeros_like(masks[present])
-        if len({m.shape for m in masks.values()}) > 1:
-            shapes = {name: tuple(mask.shape[:2]) for name, mask in masks.items()}
+        shapes = {name: tuple(mask.shape[:2]) for name, mask in masks.items()}
+        # compared, not put into a set: the sizes of an exported graph have no hash
+        if any(shape != shapes[present] for shape in shapes.values()):
             raise ValueError(f"Video and audio must have the same (batch, clips), and have {shapes}.")
 
         raw_video = hidden.get("video")
