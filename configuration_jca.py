@@ -36,6 +36,9 @@ class R2Plus1DConfig(PreTrainedConfig):
         spatial_size (`int`, *optional*): side of the map that is the feature, flattened as (channels, rows, columns). By
             default it is pooled to one vector; 7 gives the 512 x 7 x 7 = 25,088 numbers of a clip at 112 pixels that the
             authors' dense co-attention reads.
+        tracks (`bool`, defaults to `False`): run over all clips of a window as one track and not over each alone: a clip
+            sees its neighbours, and clips that overlap share most of the work, which is then a third at hop 8. Weights are
+            trained for one of the two.
     """
 
     model_type = "r2plus1d"
@@ -45,6 +48,7 @@ class R2Plus1DConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     spatial_size: int | None = None
+    tracks: bool = False
 
     @property
     def hidden_size(self) -> int:
@@ -78,6 +82,7 @@ class I3DConfig(PreTrainedConfig):
             Level i dilates by 2^i. Without them the feature is the mean of Inception's steps, 1,024 wide.
         tcn_kernel_size (`int`, defaults to 5): steps that a convolution of the TCN reads.
         tcn_dropout (`float`, defaults to 0.1): dropout after each convolution of the TCN.
+        tracks (`bool`, defaults to `False`): see [`R2Plus1DConfig`].
     """
 
     model_type = "i3d"
@@ -87,6 +92,7 @@ class I3DConfig(PreTrainedConfig):
     tcn_channels: list[int] | tuple[int, ...] | None = None
     tcn_kernel_size: int = 5
     tcn_dropout: float | int = 0.1
+    tracks: bool = False
 
     def width(self, channels: int) -> int:
         """Channels here of a layer that has `channels` in Inception."""

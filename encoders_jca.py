@@ -3,6 +3,8 @@
 Shapes: `(batch, clips, ...)` in, pooled features `(batch, clips, size)` out; an encoder itself sees one clip at a time.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -120,6 +122,41 @@ class R2Plus1DModel(PreTrainedModel):
             hidden_states = stage(hidden_states)
         pooled = F.adaptive_avg_pool2d(hidden_states.mean(dim=2), self.config.spatial_size or 1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled.flatten(1))
+
+    def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
+        """
+        The network over a track as one: features of the clips that begin with every `hop`-th frame.
+
+        A stage whose stride would drop what the hop needs runs over the track and over the track shifted by a step, which
+        together are all phases (à trous, arXiv 1312.6229, section 3.3, in time). A clip alone in a track has the features
+        of [`R2Plus1DModel.forward`]; in a longer one its neighbours stand where zeros did.
+
+        Args:
+            frames (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, hidden_size)`.
+        """
+        num_clips = (frames.shape[1] - clip_length) // hop + 1
+        total = 2 ** (len(self.stages) - 1)
+        rate = math.gcd(hop, total)  # frames between two steps at the end
+        whole = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -frames.shape[1] % total))
+        hidden_states, stride, splits = self.stem(whole.transpose(1, 2)), 1, 0
+        for index, stage in enumerate(self.stages):
+            if index and stride == rate:
+                hidden_states = torch.cat([hidden_states, F.pad(hidden_states[:, :, 1:], (0, 0, 0, 0, 0, 1))])
+                splits += 1
+            elif index:
+                stride *= 2
+            hidden_states = stage(hidden_states)
+        side = self.config.spatial_size or 1
+        pooled = F.adaptive_avg_pool3d(hidden_states, (None, side, side)).transpose(1, 2).flatten(2)
+        # (second shift, first shift, batch), steps, size: the last shift moved by the most frames
+        pooled = pooled.unflatten(0, (*[2] * splits, len(frames)))
+        pooled = pooled.movedim((splits, splits + 1), (0, 1)).flatten(1, -2)
+        firsts = torch.arange(num_clips, device=frames.device) * (hop // rate)
+        steps = range(0, math.ceil(clip_length / total) * total // rate, total // rate)
+        return torch.stack([pooled[:, firsts + step] for step in steps]).mean(dim=0)
 
 
 # Inception-I3D -------------------------------------------------------------------------------------------------------
@@ -293,14 +330,25 @@ class I3DModel(PreTrainedModel):
             the TCN, and `pooler_output` of shape `(batch, hidden_size)`, their mean or, after a TCN, their maximum.
         """
         hidden_states = self.stem(pixel_values.transpose(1, 2))
+        hidden_states = self._steps(pixel_values)
+        pooled = hidden_states.amax(dim=-1) if self.config.tcn_channels else hidden_states.mean(dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states.mT, pooler_output=pooled)
+
+    def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
+        """The network over a track as one, see [`R2Plus1DModel.forward_track`]: no layer strides in time, so that a clip
+        pools the steps of its frames."""
+        hidden_states, length = self._steps(frames), max(1, clip_length - 1)
+        pool = F.max_pool1d if self.config.tcn_channels else F.avg_pool1d
+        return pool(hidden_states, length, stride=hop).mT
+
+    def _steps(self, frames: torch.FloatTensor) -> torch.FloatTensor:
+        """`(batch, hidden_size, frames - 1)`, what is pooled over time."""
+        hidden_states = self.stem(frames.transpose(1, 2))
         for stage in self.stages:
             hidden_states = stage(hidden_states)
         # the last average pool: 2 x 7 x 7 at 224 pixels, two steps and the whole map at any size
         hidden_states = hidden_states.mean(dim=(3, 4))
-        hidden_states = F.avg_pool1d(hidden_states, min(2, hidden_states.shape[-1]), stride=1)
-        hidden_states = self.tcn(hidden_states)
-        pooled = hidden_states.amax(dim=-1) if self.config.tcn_channels else hidden_states.mean(dim=-1)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states.mT, pooler_output=pooled)
+        return self.tcn(F.avg_pool1d(hidden_states, min(2, hidden_states.shape[-1]), stride=1))
 
 
 # ResNet-GRU ----------------------------------------------------------------------------------------------------------
@@ -341,15 +389,24 @@ class ResNetGRUModel(PreTrainedModel):
             `last_hidden_state` of shape `(batch, frames, hidden_size)`, the GRU after each frame, and `pooler_output` of
             shape `(batch, hidden_size)`, the GRU after the last one.
         """
+        hidden_states, last = self.gru(self._frames(pixel_values))
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=last[-1])
+
+    def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
+        """Features of the clips that begin with every `hop`-th frame, `(batch, clips, hidden_size)`: those of
+        [`ResNetGRUModel.forward`], but the ResNet sees each frame once."""
+        clips = self._frames(frames).unfold(1, clip_length, hop).mT
+        return self.gru(clips.flatten(0, 1))[1][-1].unflatten(0, clips.shape[:2])
+
+    def _frames(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+        """What the ResNet makes of each frame, `(batch, frames, size)`."""
         hidden_states = self.resnet.embedder(pixel_values.flatten(0, 1))
         for stage in self.resnet.encoder.stages:
             if self.gradient_checkpointing and self.training:  # Transformers' ResNet has none of its own
                 hidden_states = self._gradient_checkpointing_func(stage.__call__, hidden_states)
             else:
                 hidden_states = stage(hidden_states)
-        features = self.resnet.pooler(hidden_states).flatten(1).unflatten(0, pixel_values.shape[:2])
-        hidden_states, last = self.gru(features)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=last[-1])
+        return self.resnet.pooler(hidden_states).flatten(1).unflatten(0, pixel_values.shape[:2])
 
 
 # Any encoder ---------------------------------------------------------------------------------------------------------
@@ -476,4 +533,55 @@ def encode(encoder: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     return features.mean(dim=2) if by_frame else features
 
 
-__all__ = ["TCN", "I3DModel", "R2Plus1DModel", "ResNetGRUModel", "build_encoder", "encode_present", "feature_size"]
+def reads_tracks(encoder: PreTrainedModel) -> bool:
+    """Whether clips that overlap share work, see [`encode_track`]: in encoders that see frame by frame, and those that are
+    configured so."""
+    config = encoder.config
+    return sees_pictures(encoder) or config.model_type == "resnet_gru" or getattr(config, "tracks", False)
+
+
+def encode_track(
+    encoder: PreTrainedModel, frames: torch.Tensor, mask: torch.Tensor, clip_length: int, stride: int, hop: int
+) -> torch.Tensor:
+    """
+    What an encoder makes of the clips of a track, of which those that overlap share frames: each is computed once.
+
+    Args:
+        frames (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+        mask (`torch.Tensor` of shape `(batch, frames)`): 0 for a frame that shows no face.
+        clip_length (`int`): frames of a clip; stride (`int`): from one of them to the next; hop (`int`): from the first
+            frame of a clip to that of the next clip.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, clips, size)`, of all clips that lie in the track.
+    """
+    num_frames = frames.shape[1]
+    if sees_pictures(encoder):
+        features = encode_present(encoder, frames.unsqueeze(2), mask)
+        firsts = torch.arange(0, num_frames - (clip_length - 1) * stride, hop, device=frames.device)
+        clips = firsts.unsqueeze(1) + stride * torch.arange(clip_length, device=frames.device)
+        count = mask[:, clips].to(features.dtype).sum(dim=2).clamp(min=1)
+        return features[:, clips].sum(dim=2) / count.unsqueeze(-1)
+    # zeros, as a convolution pads
+    frames = torch.where(mask[:, :, None, None, None] == 0, 0, frames)
+    if stride == 1:
+        return encoder.forward_track(frames, clip_length, hop)
+    # every `stride`-th frame is a track of its own
+    num_clips = num_frames - (clip_length - 1) * stride
+    frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -num_frames % stride))
+    tracks = frames.unflatten(1, (-1, stride)).transpose(1, 2).flatten(0, 1)
+    features = encoder.forward_track(tracks, clip_length, 1).unflatten(0, (-1, stride))
+    return features.transpose(1, 2).flatten(1, 2)[:, :num_clips:hop]
+
+
+__all__ = [
+    "TCN",
+    "I3DModel",
+    "R2Plus1DModel",
+    "ResNetGRUModel",
+    "build_encoder",
+    "encode_present",
+    "encode_track",
+    "feature_size",
+    "reads_tracks",
+]

@@ -18,11 +18,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 try:  # copied next to the weights: part of a `transformers_modules.*` package
     from .configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
-    from .encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
+    from .encoders_jca import build_encoder, encode_present, encode_track, feature_size, reads_tracks, trim_encoder
     from .fusions_jca import FUSION_CLASSES, TEMPORAL_CLASSES, GatedResidual, SpatialAttention, init_fusion_weights
 except ImportError:  # installed or on sys.path: a top-level module
     from configuration_jca import WITHOUT_SPEC_AUGMENT, JCAConfig
-    from encoders_jca import build_encoder, encode_present, feature_size, trim_encoder
+    from encoders_jca import build_encoder, encode_present, encode_track, feature_size, reads_tracks, trim_encoder
     from fusions_jca import FUSION_CLASSES, TEMPORAL_CLASSES, GatedResidual, SpatialAttention, init_fusion_weights
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies every file that a line like this one names
@@ -239,7 +239,7 @@ class JCAModel(PreTrainedModel):
     def get_video_features(
         self, pixel_values: torch.FloatTensor, video_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
-        """What the visual encoder makes of each clip.
+        """What the visual encoder makes of each clip; with `tracks` in its configuration a window is one track.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, clips, frames, channels, height, width)`).
@@ -248,7 +248,59 @@ class JCAModel(PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, video_size)`, to be given back as `video_features`.
         """
-        return encode_present(self.video_encoder, pixel_values, video_mask)
+        if not getattr(self.video_encoder.config, "tracks", False):
+            return encode_present(self.video_encoder, pixel_values, video_mask)
+        mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device) if video_mask is None else video_mask
+        length = pixel_values.shape[2]
+        frames, shown = pixel_values.flatten(1, 2), mask.repeat_interleave(length, dim=1)
+        features = encode_track(self.video_encoder, frames, shown, length, 1, length)
+        return torch.where(mask.unsqueeze(-1) == 0, 0, features)
+
+    @property
+    def reads_tracks(self) -> bool:
+        """Whether [`JCAModel.get_track_features`] has the features of clips that overlap for less work."""
+        return "video" in self.config.modalities and reads_tracks(self.video_encoder)
+
+    def get_track_features(
+        self, pixel_values: torch.FloatTensor, frame_mask: torch.Tensor, clip_length: int, stride: int, hop: int
+    ) -> torch.FloatTensor:
+        """What the visual encoder makes of the clips of a track.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+            frame_mask (`torch.Tensor` of shape `(batch, frames)`): 0 for a frame that shows no face.
+            clip_length (`int`): frames of a clip; stride (`int`): from one of them to the next; hop (`int`): from one clip
+                to the next.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, video_size)`, of all clips that lie in the track.
+        """
+        return encode_track(self.video_encoder, pixel_values, frame_mask, clip_length, stride, hop)
+
+    def forward_track(
+        self,
+        pixel_values: torch.FloatTensor,
+        frame_mask: torch.Tensor,
+        sizes: tuple[int, int, int],
+        **inputs: torch.Tensor,
+    ) -> torch.FloatTensor:
+        """
+        The outputs of all clips of a track, each in one of the windows of clips that follow each other.
+
+        Args:
+            pixel_values, frame_mask: see [`JCAModel.get_track_features`].
+            sizes (`tuple[int, int, int]`): its `clip_length`, `stride` and `hop`.
+            inputs: of [`JCAModel.forward`] for the clips of the track, `(batch, clips, ...)`, by rising ends.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, outputs)`.
+        """
+        clip_length, stride, hop = sizes
+        shifts = clip_length * stride // hop  # windows side by side, of which each has every so many-th clip
+        inputs["video_features"] = self.get_track_features(pixel_values, frame_mask, *sizes)
+        windows = {name: x.unflatten(1, (-1, shifts)).transpose(1, 2).flatten(0, 1) for name, x in inputs.items()}
+        logits = self(**windows).logits
+        return logits.unflatten(0, (-1, shifts)).transpose(1, 2).flatten(1, 2)
 
     def get_audio_features(
         self, input_features: torch.FloatTensor, audio_mask: torch.Tensor | None = None

@@ -244,7 +244,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
             live (`bool`, defaults to `False`): without it rows come a block of windows (17 s) at a time and are those that
                 the pipeline gives. With it a row comes at most `hop` frames after its own, plus the time of the
                 computation and of sound that comes late (0.5 s are waited for). It depends on nothing later: the fusion sees
-                the newest clip and those before it. `smoothing` delays rows by half its length, and a face has rows for a
+                the newest clip and those before it, and an encoder of tracks each clip alone. `smoothing` delays rows by half its length, and a face has rows for a
                 second after it was last seen.
         """
         reading, _, writing = self._sanitize_parameters(**options)
@@ -253,7 +253,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
             reading.setdefault("limits", Limits(max_seconds=None))
             outputs = self._live(self.processor.windows(source, **reading, live=True))
         else:
-            outputs = (self.forward(self._model_inputs(w)) for w in self.processor.windows(source, **reading))
+            outputs = (self.forward(self._model_inputs(w)) for w in self._windows(source, **reading))
         return self._rows(outputs, **{"smoothing": None, **self._postprocess_params, **writing})
 
     @torch.inference_mode()
@@ -287,11 +287,14 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
 
     def preprocess(self, inputs: Any, **options: Any):
         previous = None
-        for window in self.processor.windows(inputs, **options):
+        for window in self._windows(inputs, **options):
             if previous is not None:
                 yield {"is_last": False, **self._model_inputs(previous)}
             previous = window
         yield {"is_last": True, **self._model_inputs(previous)}
+
+    def _windows(self, source: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        return self.processor.windows(source, **options, tracks=self.model.reads_tracks)
 
     def _model_inputs(self, window: dict[str, Any]) -> dict[str, Any]:
         place = {"face": window["face"], "end_frames": window["end_frames"].tolist(), "rows": window["rows"]}
@@ -300,7 +303,13 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
     def _forward(self, model_inputs: dict[str, Any]):
         names = ("is_last", "face", "end_frames", "rows")
         extra = {name: model_inputs.pop(name) for name in names if name in model_inputs}
-        return {"values": self.model(**self._cast(model_inputs)).logits.float(), **extra}
+        inputs = self._cast(model_inputs)
+        if "frame_mask" in inputs:
+            hop = self.processor.num_clips * self.processor.span // inputs["video_mask"].shape[1]
+            logits = self.model.forward_track(**inputs, sizes=self.processor.track_sizes(hop))
+        else:
+            logits = self.model(**inputs).logits
+        return {"values": logits.float(), **extra}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], smoothing: Any = None) -> list[dict[str, Any]]:
         return list(self._rows(model_outputs, smoothing))

@@ -433,13 +433,17 @@ class WindowBuffer:
         faces = {row["face"] for row in rows} or set(self.crops) or {None}
         return sorted(faces, key=lambda face: (face is None, face))
 
-    def pop(self, last: bool = False) -> Iterator[dict[str, Any]]:
-        """The windows of the next block, those of one face after those of another; with the last come the rows."""
+    def pop(self, tracks: bool, last: bool = False) -> Iterator[dict[str, Any]]:
+        """The windows of the next block, or its tracks, those of one face after those of another; with the last come the
+        rows."""
         rows = self.rows(None if last else self.start + self.block_length)
         # rows may be left that lie a fraction of a grid frame behind the newest
         plan = self.processor.plan(max(1, min(self.num_frames - self.start, self.block_length)), self.hop)
         faces = self.faces_of(rows)
         for face in faces:
+            if tracks:
+                yield {**self.track(face), "rows": rows if face == faces[-1] else []}
+                continue
             for ends in plan:
                 window = self.window(face, [self.start + end for end in ends])
                 yield {**window, "rows": rows if face == faces[-1] and ends is plan[-1] else []}
@@ -465,19 +469,49 @@ class WindowBuffer:
                 del self.crops[face]
         self.sound.forget(self._position(before / self.processor.frame_rate - CONTEXT_SECONDS))
 
-    def window(self, face: int | None, ends: Sequence[int]) -> dict[str, Any]:
+    def window(
+        self, face: int | None, ends: Sequence[int], modalities: Sequence[str] = ("video", "audio")
+    ) -> dict[str, Any]:
         """The window of the clips of a face that end with grid frames `ends`, as of `JCAProcessor.windows` without its
         rows."""
-        crops = [self.clip_crops(face, end) for end in ends]
+        window = {"face": face, "end_frames": np.array(ends)}
+        if "video" in modalities:
+            crops, found = zip(*(self.clip_crops(face, end) for end in ends), strict=True)
+            window |= {"crops": np.stack(crops), "video_mask": np.array(found)}
+        if "audio" in modalities:
+            waveforms, found = zip(*(self.clip_waveform(end) for end in ends), strict=True)
+            window |= {"waveforms": np.stack(waveforms), "audio_mask": np.array(found)}
+        return window
+
+    def track(self, face: int | None) -> dict[str, Any]:
+        """All clips of the next block of a face as one track, as of `JCAProcessor.windows` without its rows."""
+        ends = np.arange(self.start + self.hop - 1, self.start + self.block_length, self.hop)
+        length, stride, hop = self.processor.track_sizes(self.hop)
+        step = self.processor.clip_stride // stride
+        grid = range(ends[0] - (length - 1) * self.processor.clip_stride, ends[-1] + 1, step)
+        known = self.crops.get(face, {})
+        mask = np.array([g in known for g in grid])
+        crops = np.zeros((len(grid), *[self.processor.video_processor.size] * 2, 3), np.uint8)
+        for place in np.flatnonzero(mask):
+            crops[place] = self.crop(face, grid[place])
+        clips = np.lib.stride_tricks.sliding_window_view(mask, (length - 1) * stride + 1)[::hop, ::stride]
         waveforms = [self.clip_waveform(end) for end in ends]
         return {
             "face": face,
-            "crops": np.stack([clip for clip, _ in crops]),
+            "crops": crops,
+            "frame_mask": mask,
             "waveforms": np.stack([clip for clip, _ in waveforms]),
-            "video_mask": np.array([found for _, found in crops]),
+            "video_mask": clips.any(axis=1),
             "audio_mask": np.array([found for _, found in waveforms]),
-            "end_frames": np.array(ends),
+            "end_frames": ends,
         }
+
+    def crop(self, face: int | None, frame: int) -> np.ndarray:
+        """The crop of a face in a grid frame that shows it; what is stored is decoded once, when first needed."""
+        crops = self.crops[face]
+        if not isinstance(crops[frame], np.ndarray):
+            crops[frame] = decode_picture(crops[frame], self.processor.video_processor.size)
+        return crops[frame]
 
     def clip_crops(self, face: int | None, end: int) -> tuple[np.ndarray, bool]:
         """Crops `(clip_length, size, size, 3)` of the clip of a face that ends with grid frame `end`, and whether they show
@@ -490,10 +524,7 @@ class WindowBuffer:
         chosen = clip_frames(present, processor.clip_length, processor.clip_stride)
         if not chosen:
             return np.zeros((processor.clip_length, size, size, 3), np.uint8), False
-        for g in set(chosen):
-            if not isinstance(crops[g], np.ndarray):  # loaded once, when first needed
-                crops[g] = decode_picture(crops[g], size)
-        return np.stack([crops[g] for g in chosen]), True
+        return np.stack([self.crop(face, g) for g in chosen]), True
 
     def clip_waveform(self, end: int) -> tuple[np.ndarray, bool]:
         """Waveform `(samples,)` of the same clip, and whether it holds sound; a clip that lies wholly beyond the video has
@@ -657,6 +688,12 @@ class JCAProcessor(ProcessorMixin):
         """[`window_plan`] of a video of `num_frames` grid frames in this processor's sizes."""
         return window_plan(num_frames, hop, self.num_clips, self.span)
 
+    def track_sizes(self, hop: int) -> tuple[int, int, int]:
+        """Of a track, which has those of the grid frames that clips with this hop use: the `clip_length` of its clips, the
+        `stride` from one frame of a clip to the next, and the `hop`, in frames of the track."""
+        step = math.gcd(hop, self.clip_stride)
+        return self.clip_length, self.clip_stride // step, hop // step
+
     def windows(
         self,
         source: Any,
@@ -670,6 +707,7 @@ class JCAProcessor(ProcessorMixin):
         limits: Limits | None = None,
         live: bool = False,
         speaking: bool = False,
+        tracks: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """
         The windows of one video, as they come, in one pass over the file.
@@ -689,12 +727,16 @@ class JCAProcessor(ProcessorMixin):
             limits ([`Limits`], *optional*): of size, length and time.
             live (`bool`, defaults to `False`): windows of the newest clip alone, as soon as it is complete.
             speaking (`bool`, defaults to `False`): rows of detected faces say whether the face speaks.
+            tracks (`bool`, defaults to `False`): all windows of a block as one, for a model that reads tracks: each frame is
+                there once, however many clips show it. Not with `live`.
 
         Yields:
             A dict of `face`, its id or None for the voice alone, `crops` `(clips, clip_length, size, size, 3)` uint8,
             `waveforms` `(clips, samples)` float32, `video_mask` and `audio_mask` `(clips,)` bool, `end_frames` `(clips,)` on
             the grid, and `rows`: empty but for the last window of a stretch of the video, which has the rows of all frames
-            of the stretch, as the pipeline gives them, without outputs. [`JCAProcessor.inputs`] makes tensors of it.
+            of the stretch, as the pipeline gives them, without outputs. [`JCAProcessor.inputs`] makes tensors of it. With
+            `tracks` its `clips` are all of a block, by rising end frames, `crops` is `(frames, size, size, 3)`, from the
+            first frame of the first clip to the last of the last, and `frame_mask` `(frames,)` says which show the face.
 
         Raises:
             MediaError, ValueError, FileNotFoundError, IsADirectoryError: if an argument is wrong or the source can not be
@@ -706,7 +748,7 @@ class JCAProcessor(ProcessorMixin):
         self.plan(0, hop)  # raises for a wrong hop before anything is opened
         look, max_lost = (None, 0.0) if crops_dir is not None else self.look(faces or self.video_processor.faces)
         events = self.events(source, audio, fps, sampling_rate, crops_dir, limits)
-        yield from self.windows_of(events, hop, describe(source), look, max_lost, live, speaking)
+        yield from self.windows_of(events, hop, describe(source), look, max_lost, live, speaking, tracks)
 
     def look(self, faces: str | Detector) -> tuple[Look, float]:
         """How the faces of a frame are found and cut, and for how many seconds one may be lost and keep its id."""
@@ -740,6 +782,7 @@ class JCAProcessor(ProcessorMixin):
         max_lost: float = 0.0,
         live: bool = False,
         speaking: bool = False,
+        tracks: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """
         [`JCAProcessor.windows`] of what was decoded elsewhere.
@@ -752,7 +795,7 @@ class JCAProcessor(ProcessorMixin):
             hop (`int`): grid frames between the ends of the clips.
             name (`str`): of the source, for errors.
             look, max_lost, speaking: see [`WindowBuffer`].
-            live (`bool`): see [`JCAProcessor.windows`].
+            live, tracks (`bool`): see [`JCAProcessor.windows`].
         """
         buffer = WindowBuffer(self, hop, look, max_lost, speaking)
         late = 0.0
@@ -767,13 +810,13 @@ class JCAProcessor(ProcessorMixin):
             elif kind == "has_audio":
                 buffer.has_sound = data
             while buffer.newest is not None and buffer.ready(live):
-                yield from buffer.pop_clips() if live else buffer.pop()
+                yield from buffer.pop_clips() if live else buffer.pop(tracks)
         if buffer.newest is None:
             raise MediaError(f"{name} holds no video frame that can be decoded: is the file complete?")
         buffer.finish()
         while buffer.num_rows_out < len(buffer.shown) or buffer.start < buffer.num_frames:
             last = buffer.start + (hop if live else buffer.block_length) >= buffer.num_frames
-            yield from buffer.pop_clips(last) if live else buffer.pop(last)
+            yield from buffer.pop_clips(last) if live else buffer.pop(tracks, last)
         if late:
             why = f"{late:.2f} s of its sound came too far behind the pictures to be used"
             warnings.warn(f"{name}: {why}. Write it anew, interleaved.", IncompleteMediaWarning, stacklevel=2)
@@ -835,13 +878,15 @@ class JCAProcessor(ProcessorMixin):
         return inputs[self.audio_input_name]
 
     def inputs(self, window: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1."""
-        return {
-            "pixel_values": self.video_processor(window["crops"])["pixel_values"][None],
-            self.audio_input_name: self.audio_inputs(window["waveforms"])[None],
-            "video_mask": torch.from_numpy(window["video_mask"])[None],
-            "audio_mask": torch.from_numpy(window["audio_mask"])[None],
-        }
+        """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1; a track also has
+        `frame_mask`, see [`JCAModel.get_track_features`]."""
+        masks = ("video_mask", "audio_mask", "frame_mask")
+        inputs = {name: torch.from_numpy(window[name])[None] for name in masks if name in window}
+        if "crops" in window:
+            inputs["pixel_values"] = self.video_processor(window["crops"])["pixel_values"][None]
+        if "waveforms" in window:
+            inputs[self.audio_input_name] = self.audio_inputs(window["waveforms"])[None]
+        return inputs
 
     def __call__(
         self,

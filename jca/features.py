@@ -21,7 +21,7 @@ from modeling_jca import JCAModel
 from processing_jca import JCAProcessor
 
 
-FORMAT = 1  # counts up when the same media and encoders would give other features
+FORMAT = 2  # counts up when the same media and encoders would give other features
 # where code and weights were found does not change what they compute
 VOLATILE = {"auto_map", "processor_class", "feature_extractor", "video_processor", "feature_extractor_type"}
 VOLATILE |= {"transformers_version", "dtype", "_name_or_path", "architectures"}
@@ -64,11 +64,14 @@ def fingerprint(description: Mapping) -> str:
 
 
 class _WindowStream(IterableDataset):
-    """The windows of rows as the model's inputs, one after the other; workers take whole rows. Of a row that can not be read
-    comes its error."""
+    """The windows or tracks of rows as the model's inputs, one after the other; workers take whole rows. Of a row that can
+    not be read comes its error."""
 
-    def __init__(self, rows: list[dict], processor: JCAProcessor, hop: int, corruptions: Sequence[Corruption]):
+    def __init__(
+        self, rows: list[dict], processor: JCAProcessor, hop: int, corruptions: Sequence[Corruption], tracks: bool
+    ):
         self.rows, self.processor, self.hop, self.corruptions = rows, processor, hop, corruptions
+        self.tracks = tracks
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
@@ -76,7 +79,7 @@ class _WindowStream(IterableDataset):
         for index in range(first, len(self.rows), step):
             video_id = self.rows[index]["video_id"]
             try:
-                for window in video_windows(self.rows[index], self.processor, self.hop):
+                for window in video_windows(self.rows[index], self.processor, self.hop, self.tracks):
                     window = corrupt_window(window, self.corruptions, video_id)
                     yield {
                         "row": index,
@@ -90,13 +93,16 @@ class _WindowStream(IterableDataset):
 
 
 @torch.no_grad()
-def encode_window(model: JCAModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def encode_window(
+    model: JCAModel, inputs: Mapping[str, torch.Tensor], sizes: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
     """
-    What the encoders make of the clips of one window: for each modality of the model `{modality}_features` `(clips, size)`
+    What the encoders make of the clips of one window or track: for each modality of the model `{modality}_features` `(clips, size)`
     float16 and `{modality}_mask` `(clips,)` bool.
 
     Args:
         inputs: of `JCAProcessor.inputs`.
+        sizes: of a track, see `JCAProcessor.track_sizes`.
 
     Raises:
         ValueError: if a feature is beyond float16 or no number.
@@ -107,8 +113,11 @@ def encode_window(model: JCAModel, inputs: Mapping[str, torch.Tensor]) -> dict[s
         clips = next(inputs[name] for name in names if name in inputs)
         clips = clips.to(model.device, model.dtype, non_blocking=True)
         mask = inputs[f"{modality}_mask"]
-        features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))[0]
-        out[f"{modality}_features"] = features.half().cpu().numpy()
+        if modality == "video" and "frame_mask" in inputs:
+            features = model.get_track_features(clips, inputs["frame_mask"].to(model.device), *sizes)
+        else:
+            features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))
+        out[f"{modality}_features"] = features[0].half().cpu().numpy()
         out[f"{modality}_mask"] = mask[0].numpy()
         if not np.isfinite(out[f"{modality}_features"]).all():
             raise ValueError(f"the {modality} encoder makes features that are no numbers, or too large for float16")
@@ -193,8 +202,11 @@ def _extract(
     corruptions: Sequence[Corruption],
 ) -> list[str]:
     """Write the file of each row; returns what could not be read."""
+    # noise is drawn for each clip, whatever others show
+    tracks = model.reads_tracks and not any(c.modality == "video" and c.kind == "noise" for c in corruptions)
+    sizes = processor.track_sizes(hop)
     loader = DataLoader(
-        _WindowStream(rows, processor, hop, corruptions),
+        _WindowStream(rows, processor, hop, corruptions, tracks),
         batch_size=None,
         num_workers=min(num_workers, len(rows)),
         pin_memory=model.device.type == "cuda",
@@ -212,7 +224,7 @@ def _extract(
                     raise ValueError(window["error"])
                 if "inputs" in window:
                     part = {"end_frames": np.asarray(window["end_frames"]), "times": window["times"]}
-                    parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"])})
+                    parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"], sizes)})
                     bar.update(len(window["times"]))
                 else:
                     _write(paths[index], schema, rows[index], parts.pop(index))

@@ -478,15 +478,16 @@ class PreparedVideo:
         buffer.crops[0] = {low + g: self.crop(frame) for g, frame in enumerate(shown) if self.has_crop[frame]}
         return buffer
 
-    def window(self, ends: Sequence[int]) -> dict[str, Any]:
+    def window(self, ends: Sequence[int], modalities: Sequence[str] = ("video", "audio")) -> dict[str, Any]:
         """A window of clips with these end frames, as of `JCAProcessor.windows`."""
-        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends])
+        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends], modalities)
 
 
-def video_windows(row: Mapping, processor: JCAProcessor, hop: int) -> Iterator[dict[str, Any]]:
-    """The windows of a row of any corpus, see `JCAProcessor.windows`: of its media and crops, or of its prepared file."""
+def video_windows(row: Mapping, processor: JCAProcessor, hop: int, tracks: bool = False) -> Iterator[dict[str, Any]]:
+    """The windows or tracks of a row of any corpus, see `JCAProcessor.windows`: of its media and crops, or of its prepared
+    file."""
     if row["media_path"].endswith(".arrow"):
         video = PreparedVideo(row["media_path"], processor)
-        return processor.windows_of(video.events(), hop, row["media_path"])
+        return processor.windows_of(video.events(), hop, row["media_path"], tracks=tracks)
     events = processor.events(row["media_path"], crops_dir=row["crops_dir"])
-    return processor.windows_of(events, hop, row["media_path"], subject_look(row, processor))
+    return processor.windows_of(events, hop, row["media_path"], subject_look(row, processor), tracks=tracks)

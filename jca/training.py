@@ -481,7 +481,8 @@ def score_clips(model: JCAModel, dataset: ClipDataset, num_workers: int = 0) -> 
 
 def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None = None, **options) -> Path:
     """
-    Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips. Returns its folder.
+    Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips, or on windows of them if it
+    reads them as a track. Returns its folder.
 
     Args:
         fold: of a cross-validation; left out, the official split.
@@ -492,13 +493,25 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None
         return folder
     processor, workers = build_processor(recipe), recipe.data.num_workers
     train, selected, _ = load_splits(recipe, fold)
-    train, selected = (ClipDataset(rows, processor, modality, recipe.data.hop) for rows in (train, selected))
     set_seed(seed)
     model = build_model(recipe, **ROWS[modality])
+    if getattr(getattr(model.config, f"{modality}_config"), "tracks", False):
+        train = MediaWindowDataset(train, processor, recipe.data.hop, True, [modality])
+        selected = MediaWindowDataset(selected, processor, recipe.data.hop, modalities=[modality])
+        names = list(model.config.id2label.values())
+
+        def validate(model: JCAModel, _: Path | None) -> dict[str, float]:
+            return score_windows(model, selected, selected.frame_labels, processor.frame_rate, names, None, workers)
+    else:
+        train, selected = (ClipDataset(rows, processor, modality, recipe.data.hop) for rows in (train, selected))
+
+        def validate(model: JCAModel, _: Path | None) -> dict[str, float]:
+            return score_clips(model, selected, workers)
+
     fit(
         model,
         train,
-        lambda model, _: score_clips(model, selected, workers),
+        validate,
         getattr(recipe, modality),
         folder,
         processor,

@@ -202,10 +202,21 @@ class MediaWindowDataset(PlacedWindows):
     """
     Windows of a prepared corpus as the model's inputs from pixels and sound, for end-to-end training: `pixel_values`, what
     the audio encoder reads, masks and `labels` as of [`WindowDataset`]. Read and cut when asked for.
+
+    Args:
+        hop, every_phase: see [`WindowDataset`].
+        modalities: what is read.
     """
 
-    def __init__(self, rows: Dataset, processor: JCAProcessor, hop: int, every_phase: bool = False):
-        self.paths, self.processor = rows["media_path"][:], processor
+    def __init__(
+        self,
+        rows: Dataset,
+        processor: JCAProcessor,
+        hop: int,
+        every_phase: bool = False,
+        modalities: Sequence[str] = ("video", "audio"),
+    ):
+        self.paths, self.processor, self.modalities = rows["media_path"][:], processor, modalities
         videos = [PreparedVideo(path, processor) for path in self.paths]
         self.times, self.frame_labels = [video.times for video in videos], [frame_labels(row) for row in rows]
         self.place([video.num_grid_frames for video in videos], processor, hop, every_phase)
@@ -218,9 +229,10 @@ class MediaWindowDataset(PlacedWindows):
         if self._open is None:
             self._open = lru_cache(maxsize=None)(lambda path: PreparedVideo(path, self.processor))
         row, ends = self.rows[index], self.firsts[index] + self.offsets
-        inputs = self.processor.inputs(self._open(self.paths[row]).window(ends))
+        window = self._open(self.paths[row]).window(ends, self.modalities)
         labels = labels_at(ends, self.times[row], self.frame_labels[row], self.processor.frame_rate)
-        return {**{name: values[0] for name, values in inputs.items()}, "labels": torch.from_numpy(labels)}
+        inputs = {name: values[0] for name, values in self.processor.inputs(window).items()}
+        return {**inputs, "labels": torch.from_numpy(labels)}
 
 
 class EpochSampler(torch.utils.data.Sampler):

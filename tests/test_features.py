@@ -132,7 +132,7 @@ def test_features_that_are_no_numbers_are_refused(root):
     row = load_affwild2(root, "validation")[0]
     window = next(processor.windows(row["media_path"], crops_dir=row["crops_dir"]))
     with pytest.raises(ValueError, match="the video encoder makes features that are no numbers"):
-        encode_window(model, processor.inputs(window))
+        encode_window(model, processor.inputs(window), processor.track_sizes(8))
 
 
 def contents(cache):
