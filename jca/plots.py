@@ -52,8 +52,8 @@ def face_panels(timeline: Timeline, most: int = len(FACE_COLORS)) -> list[Panel]
 def draw_series(axes, rows: Timeline, width: float = 1.8) -> None:
     """
     Valence and arousal of no more than one row a frame over time, lines of `width` points: broken where frames have no row,
-    thinner and hatched where nobody is seen. A dark band at the top marks where no face is detected, a light one at the
-    bottom where there is no sound.
+    thinner and hatched where nobody is seen. A dark band at the top marks where a face was looked for and not found (a box
+    without it was cut unseen), a light one at the bottom where there is no sound.
     """
     voice_only = rows.face == -1
     axes.axhline(0, color="0.6", linewidth=0.8)
@@ -71,7 +71,8 @@ def draw_series(axes, rows: Timeline, width: float = 1.8) -> None:
                     axes.plot(times[alone], line[alone], "o", markersize=2 * linewidth, **style)
                 label = None
     _mark(axes, rows, voice_only, (0, 1), "voice only", facecolor="none", edgecolor="0.85", hatch="///")
-    _mark(axes, rows, ~rows.face_detected, (0.955, 0.045), "no face detected (top)", color="0.35")
+    lost = ~rows.face_detected & np.isnan(rows.box).any(axis=1)
+    _mark(axes, rows, lost, (0.955, 0.045), "no face detected (top)", color="0.35")
     _mark(axes, rows, ~rows.audio_present, (0, 0.045), "no audio (bottom)", color="0.65")
     axes.set(ylim=(-1.05, 1.05))
 
