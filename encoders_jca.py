@@ -329,7 +329,6 @@ class I3DModel(PreTrainedModel):
             `last_hidden_state` of shape `(batch, frames - 1, hidden_size)`, the steps after the last average pool or after
             the TCN, and `pooler_output` of shape `(batch, hidden_size)`, their mean or, after a TCN, their maximum.
         """
-        hidden_states = self.stem(pixel_values.transpose(1, 2))
         hidden_states = self._steps(pixel_values)
         pooled = hidden_states.amax(dim=-1) if self.config.tcn_channels else hidden_states.mean(dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states.mT, pooler_output=pooled)
@@ -468,7 +467,8 @@ def feature_size(config) -> int | None:
     """Width of the feature that the encoder of this sub-config makes of a clip, None if the config does not say."""
     if getattr(config, "add_adapter", False):  # of the wav2vec2 family
         return config.output_hidden_size
-    widths = getattr(config, "hidden_sizes", None) or [None]
+    # MobileViT's last layer is wider than its last stage
+    widths = getattr(config, "neck_hidden_sizes", None) or getattr(config, "hidden_sizes", None) or [None]
     return getattr(config, "hidden_size", None) or widths[-1]
 
 

@@ -244,8 +244,8 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
             live (`bool`, defaults to `False`): without it rows come a block of windows (17 s) at a time and are those that
                 the pipeline gives. With it a row comes at most `hop` frames after its own, plus the time of the
                 computation and of sound that comes late (0.5 s are waited for). It depends on nothing later: the fusion sees
-                the newest clip and those before it, and an encoder of tracks each clip alone. `smoothing` delays rows by half its length, and a face has rows for a
-                second after it was last seen.
+                the newest clip and those before it, an encoder of tracks each clip alone. `smoothing` delays rows by half
+                its length, and a face has rows for a second after it was last seen.
         """
         reading, _, writing = self._sanitize_parameters(**options)
         reading = {**self._preprocess_params, **reading}

@@ -57,6 +57,8 @@ setup(
         "app": ["gradio>=6.31,<7", "matplotlib>=3.9", "pillow>=10.1", "pympi-ling>=1.71", "pysubs2>=1.7"],
         "augment": ["kornia>=0.8"],
         "formats": ["pympi-ling>=1.71", "pysubs2>=1.7"],
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "openvino": ["openvino>=2026.4"],
         "plots": ["matplotlib>=3.9", "pillow>=10.1"],
         "trackers": ["tensorboard>=2.19", "trackio>=0.20"],
         "dev": [
@@ -67,6 +69,7 @@ setup(
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "onnxscript>=0.5",
+            "openvino>=2026.4",
             "pillow>=10.1",
             "playwright>=1.60",
             "praatio>=6.2",

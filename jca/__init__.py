@@ -31,6 +31,8 @@ if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
         "audio-visual-emotion", pipeline_class=AudioVisualEmotionPipeline, pt_model=AutoModel, type="multimodal"
     )
 
+import_module("jca.backends")  # registers exported models
+
 _LAZY = {  # they import `datasets` and more, which a model needs not
     "Timeline": "jca.timeline",
     "extract_features": "jca.features",

@@ -97,8 +97,8 @@ def encode_window(
     model: JCAModel, inputs: Mapping[str, torch.Tensor], sizes: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
     """
-    What the encoders make of the clips of one window or track: for each modality of the model `{modality}_features` `(clips, size)`
-    float16 and `{modality}_mask` `(clips,)` bool.
+    What the encoders make of the clips of one window or track: for each modality of the model `{modality}_features`
+    `(clips, size)` float16 and `{modality}_mask` `(clips,)` bool.
 
     Args:
         inputs: of `JCAProcessor.inputs`.

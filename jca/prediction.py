@@ -101,6 +101,7 @@ def predict_files(
     hop: int = 8,
     smoothing: int | str | None = None,
     faces: str | None = None,
+    backend: str | None = None,
     limits: Limits | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -115,6 +116,7 @@ def predict_files(
         sources: of [`find_sources`].
         save: any of `SUFFIXES`.
         hop, smoothing, faces, limits: of the pipeline.
+        backend: that runs it, see `load_pipeline`.
         overwrite: make all anew.
         quiet: without a bar of the progress.
         explain: draw how much is owed to face and voice into the plot (a second pass).
@@ -137,7 +139,8 @@ def predict_files(
                     f"{owners[name + suffix]} and {source} would both have the file {name}{suffix}: give them in runs of "
                     "their own."
                 )
-    settings = {"model": _fingerprint(pipe.model.name_or_path), "hop": hop, "smoothing": smoothing, "faces": faces}
+    settings = {"model": _fingerprint(pipe.model.name_or_path), "backend": backend}
+    settings |= {"hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)
     for source, name in sources.items():
         files = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in save}

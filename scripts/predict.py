@@ -11,10 +11,9 @@ from datetime import timedelta
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import pipeline
 
-import jca  # noqa: F401  (registers the pipeline)
 from jca.affwild2 import read_annotation
+from jca.backends import DTYPES, load_pipeline
 from jca.corpus import split_by_length
 from jca.evaluation import parse_smoothing
 from jca.prediction import SUFFIXES, find_sources, predict_files
@@ -30,6 +29,11 @@ def main():
         "--save", nargs="+", choices=SUFFIXES, default=["csv"], metavar="KIND", help=f"any of {', '.join(SUFFIXES)}"
     )
     parser.add_argument("--faces", choices=FACES, help="what frames are; what the model's processor says without it")
+    parser.add_argument(
+        "--backend",
+        choices=("torch", *DTYPES),
+        help="torch: bfloat16 where the machine has it; onnx, openvino: of a folder of scripts/export.py",
+    )
     parser.add_argument("--hop", type=int, default=8, help="frames between the clips that are computed (default: 8)")
     parser.add_argument("--smoothing", type=parse_smoothing, help='odd number of frames, or "paper"; none by default')
     parser.add_argument(
@@ -47,7 +51,7 @@ def main():
     state = PartialState(timeout=timedelta(days=1))  # videos may be long, and the others wait
     try:
         sources = find_sources(arguments.sources)
-        pipe = pipeline("audio-visual-emotion", model=arguments.model, device=state.device)
+        pipe = load_pipeline(arguments.model, arguments.backend, state.device)
         sizes = [os.path.getsize(source) if os.path.exists(source) else 0 for source in sources]
         mine = [list(sources)[index] for index in split_by_length(sizes, state.num_processes)[state.process_index]]
         results = predict_files(
@@ -58,6 +62,7 @@ def main():
             hop=arguments.hop,
             smoothing=arguments.smoothing,
             faces=arguments.faces,
+            backend=arguments.backend,
             overwrite=arguments.overwrite,
             quiet=arguments.quiet or arguments.json,
             explain=arguments.explain,
@@ -71,7 +76,7 @@ def main():
                 made = f", {result.rows} rows, {result.speed:.1f} x real time" if result.rows else ""
                 print(f"{result.source}: {result.status}{made}", flush=True)
             bad += [result] if result.reason else []
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("\nstopped; what is finished stays, and the same command goes on from there")

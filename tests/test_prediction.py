@@ -96,7 +96,12 @@ def test_it_goes_on_and_keeps_what_is_there(folder, model_folder, tmp_path):
     run = predict(*arguments, "--hop", 4)  # what was made with other settings is no longer current
     assert re.search(r"ä b\.mp4: kept$", run.stdout, re.M)
     assert re.search(r"c\.MOV: done", run.stdout)
-    run = predict(*arguments, "--hop", 4, "--overwrite", "--quiet")
+    run = predict(*arguments, "--hop", 4, "--backend", "torch")
+    assert run.returncode == 1
+    assert "timelines made with backend=None, and backend='torch' was asked for" in run.stderr
+    run = predict(*arguments, "--hop", 4, "--backend", "onnx")
+    assert (run.returncode, "holds no graphs" in run.stderr, "Traceback" in run.stderr) == (1, True, False)
+    run = predict(*arguments, "--hop", 4, "--overwrite", "--quiet", "--backend", "torch")
     assert (run.returncode, run.stdout) == (0, "")
     assert "it/s" not in run.stderr
 
