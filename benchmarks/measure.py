@@ -8,10 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from jca.backends import open_openvino, quantize, write_graph
 
 
 def hardware() -> str:
@@ -29,6 +33,28 @@ def seconds(runs: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str,
             run()
             least[name] = min(least[name], time.process_time() - start)
     return least
+
+
+@torch.no_grad()
+def peaks(folder: Path, layers: int = 24, size: int = 1024) -> dict[str, float]:
+    """Operations a second of products of two matrices in each precision: the better of PyTorch, one product, and OpenVINO, a
+    chain of them as 1 x 1 convolutions, between which nothing leaves the precision."""
+    x = torch.randn(size, size)
+    half, byte = x.bfloat16(), x.clamp(-1, 1).mul(127).to(torch.int8)
+    single = {"float32": lambda: x @ x, "bfloat16": lambda: half @ half, "int8": lambda: torch._int_mm(byte, byte)}
+    chain, columns = nn.Sequential(), x[None, :, None]
+    for _ in range(layers):
+        chain.extend([nn.Conv2d(size, size, 1), nn.ReLU()])
+    for name in ("float32", "int8"):
+        write_graph(chain, (columns,), folder / f"{name}.onnx", ["x"], "y", (None,))
+    quantize(folder / "int8.onnx", "x", columns)
+    graphs = {"float32": ("float32", "float32"), "bfloat16": ("float32", "bfloat16"), "int8": ("int8", "float32")}
+    chains = {
+        name: partial(open_openvino(folder / f"{graph}.onnx", dtype)[0], columns)
+        for name, (graph, dtype) in graphs.items()
+    }
+    single, chains = seconds(single), seconds(chains)
+    return {name: 2 * size**3 * max(1 / single[name], layers / chains[name]) for name in graphs}
 
 
 def print_table(rows: list[dict[str, Any]], about: dict[str, Any] | None = None, file: Path | None = None) -> None:

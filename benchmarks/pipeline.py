@@ -1,7 +1,8 @@
-"""What the pipeline costs beside its encoders, and its memory. A synthetic video of 640 x 360 px, 30 frames a second.
+"""What the whole pipeline costs, and its memory. A synthetic video of 640 x 360 px, 30 frames a second; random weights.
 
-python benchmarks/pipeline.py stages   # share of the time of each stage, R(2+1)D-18, hop 8
-python benchmarks/pipeline.py memory   # peak memory for 10 and for 60 minutes of video, tiny encoders
+python benchmarks/pipeline.py stages [--json FILE]   # share of the time of each stage, R(2+1)D-18, hop 8
+python benchmarks/pipeline.py speed [--json FILE]    # x real time of models and backends, and of a clip for every frame
+python benchmarks/pipeline.py memory [--json FILE]   # peak memory for 10 and for 60 minutes of video, tiny encoders
 """
 
 import argparse
@@ -17,13 +18,15 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from data import TINY, hardware
-from transformers.pipelines import pipeline
+from data import TINY
+from encoders import MOBILE, R2PLUS1D
+from measure import add_json, print_table
 
 import faces_jca
 import jca
 import media_jca
 import processing_jca
+from jca.backends import export, load_pipeline
 from jca.synthetic import make_synthetic
 from jca.timeline import Timeline
 
@@ -72,11 +75,11 @@ def repeat(path: Path, minutes: int) -> Path:
     return target
 
 
-def make_pipeline(folder: Path, **config):
+def make_model(folder: Path, **config) -> Path:
     torch.manual_seed(0)
-    jca.JCAModel(jca.JCAConfig(**config)).save_pretrained(folder / "model")
-    jca.JCAProcessor().save_pretrained(folder / "model")
-    return pipeline("audio-visual-emotion", model=str(folder / "model"))
+    jca.JCAModel(jca.JCAConfig(**config)).save_pretrained(folder)
+    jca.JCAProcessor().save_pretrained(folder)
+    return folder
 
 
 class Clock:
@@ -112,17 +115,22 @@ class Clock:
         return run
 
 
-def stages(folder: Path, hop: int = 8) -> None:
-    path, pipe, clock = make_video(folder), make_pipeline(folder), Clock()
+def time_encoders(model: jca.JCAModel, clock: Clock) -> None:
+    for encoder in (model.video_encoder, model.audio_encoder):
+        for name in ("forward", "forward_track"):
+            if hasattr(encoder, name):
+                setattr(encoder, name, clock.timed("encoders", getattr(encoder, name)))
+
+
+def stages(folder: Path, hop: int = 8) -> tuple[list[dict], dict]:
+    path, pipe, clock = make_video(folder), load_pipeline(make_model(folder / "model")), Clock()
     processing_jca.decode = clock.timed_generator("decode", media_jca.decode)
     processing_jca.upright = clock.timed("crops: RGB, aligned, scaled", media_jca.upright)
     faces_jca.align = clock.timed("crops: RGB, aligned, scaled", faces_jca.align)
     faces_jca.FaceTracker.__call__ = clock.timed("faces: detection, tracking", faces_jca.FaceTracker.__call__)
     pipe.processor.inputs = clock.timed("normalised pixels, log-mel", pipe.processor.inputs)
-    model = pipe.model
-    for encoder in (model.video_encoder, model.audio_encoder):
-        encoder.forward = clock.timed("encoders", encoder.forward)
-    model.forward = clock.timed("fusion", model.forward)
+    time_encoders(pipe.model, clock)
+    pipe.model.forward = clock.timed("fusion", pipe.model.forward)
     list(pipe(str(path), hop=32))  # warm
     clock.seconds.clear()
     clock.since = start = time.perf_counter()
@@ -130,49 +138,104 @@ def stages(folder: Path, hop: int = 8) -> None:
     clock.switch()
     total = time.perf_counter() - start
     detected = sum(row["face_detected"] for row in rows) / len(rows)
-    print(
-        f"{hardware()}; {SECONDS} s, {WIDTH} x {HEIGHT}, hop {hop}, float32, a face in {detected:.0%} of the frames\n"
-    )
-    print("| stage | seconds | share | x real time |\n|---|---|---|---|")
-    for stage, seconds in clock.seconds.most_common():
-        print(f"| {stage} | {seconds:.2f} | {seconds / total:.1%} | {seconds / SECONDS:.3f} |")
-    rest = total - clock.seconds["encoders"]
-    print(f"| all but the encoders | {rest:.2f} | {rest / total:.1%} | {rest / SECONDS:.3f} |")
+    taken = dict(clock.seconds.most_common()) | {"all but the encoders": total - clock.seconds["encoders"]}
+    table = [
+        {
+            "stage": stage,
+            "seconds": round(seconds, 2),
+            "share": f"{seconds / total:.1%}",
+            "x real time": round(seconds / SECONDS, 3),
+        }
+        for stage, seconds in taken.items()
+    ]
+    size = f"{SECONDS} s, {WIDTH} x {HEIGHT}"
+    return table, {"video": size, "hop": hop, "precision": "float32", "frames with a face": f"{detected:.0%}"}
 
 
-def memory(folder: Path) -> None:
+def speed(folder: Path) -> tuple[list[dict], dict]:
+    path = str(make_video(folder))
+    r2plus1d = make_model(folder / "r2plus1d")
+    tracks = make_model(folder / "tracks", video_config={**R2PLUS1D, "tracks": True})
+    mobile = make_model(folder / "mobile", video_config=MOBILE)
+    for source, name, videos in ((r2plus1d, "float32", None), (r2plus1d, "int8", [path]), (mobile, "mobile", None)):
+        made = load_pipeline(source)
+        export(made.model, made.processor, folder / name, videos)
+    ways = [  # what, model, backend, hop
+        ("R(2+1)D-18, a clip for every frame, one window at a time", r2plus1d, None, 1),
+        ("R(2+1)D-18", r2plus1d, None, 8),
+        ("R(2+1)D-18, torch", r2plus1d, "torch", 8),
+        ("R(2+1)D-18, onnx", folder / "float32", "onnx", 8),
+        ("R(2+1)D-18, onnx int8", folder / "int8", "onnx", 8),
+        ("R(2+1)D-18, openvino", folder / "float32", "openvino", 8),
+        ("R(2+1)D-18, openvino int8", folder / "int8", "openvino", 8),
+        ("R(2+1)D-18, tracks", tracks, None, 8),
+        ("R(2+1)D-18, tracks, torch", tracks, "torch", 8),
+        ("mobile", mobile, None, 8),
+        ("mobile, openvino", folder / "mobile", "openvino", 8),
+    ]
+    rows = []
+    for what, source, backend, hop in ways:
+        pipe, clock = load_pipeline(source, backend), Clock()
+        time_encoders(pipe.model, clock)
+        list(pipe.stream(path, hop=32))  # warm
+        clock.seconds.clear()
+        clock.since = start = time.perf_counter()
+        list(pipe.stream(path, hop=hop))
+        total, encoders = time.perf_counter() - start, clock.seconds["encoders"]
+        rows.append(
+            {
+                "pipeline": what,
+                "hop": hop,
+                "seconds": round(total, 2),
+                "faster than real time": round(SECONDS / total, 2),
+                "of it encoders": f"{encoders / total:.0%}",
+                "whole / encoders": round(total / encoders, 2),
+                "ratio": round(total / rows[0]["seconds"], 4) if rows else 1.0,
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows, {"video": f"{SECONDS} s, {WIDTH} x {HEIGHT}"}
+
+
+def memory(folder: Path) -> tuple[list[dict], dict]:
     path = make_video(folder)
-    make_pipeline(folder, **TINY)
-    print(
-        f"{hardware()}; {WIDTH} x {HEIGHT}, hop 8, tiny encoders\n\n| minutes | peak memory (MiB) | seconds |\n|---|---|---|"
-    )
-    peaks = []
+    make_model(folder / "model", **TINY)
+    rows = []
     for minutes in (10, 60):
         start = time.perf_counter()
-        command = [sys.executable, __file__, "once", "--folder", str(folder), "--video", str(repeat(path, minutes))]
-        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        print(f"| {minutes} | {peaks[-1]:.0f} | {time.perf_counter() - start:.0f} |", flush=True)
-    print(f"\ndifference: {peaks[1] / peaks[0] - 1:+.1%}")
+        command = [sys.executable, __file__, "memory", "--folder", str(folder), "--video", str(repeat(path, minutes))]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(
+            {
+                "minutes": minutes,
+                "peak memory (MiB)": round(peak),
+                "against the first": f"{peak / rows[0]['peak memory (MiB)'] - 1:+.1%}" if rows else "",
+                "seconds": round(time.perf_counter() - start),
+            }
+        )
+    return rows, {"video": f"{WIDTH} x {HEIGHT}", "hop": 8, "encoders": "tiny"}
 
 
 def once(folder: Path, video: str) -> None:
     """Peak memory in MiB of a process that writes the table of a video."""
-    pipe = pipeline("audio-visual-emotion", model=str(folder / "model"))
+    pipe = load_pipeline(folder / "model")
     Timeline.from_rows(pipe.stream(video), name=video).to_csv(folder / "out.csv")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("stages", "memory", "once"))
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    tables = {"stages": stages, "speed": speed, "memory": memory}
+    parser.add_argument("table", choices=tables)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process that this one started
     parser.add_argument("--video", help=argparse.SUPPRESS)
+    add_json(parser)
     arguments = parser.parse_args()
-    if arguments.table == "once":
+    if arguments.folder:
         once(arguments.folder, arguments.video)
         return
     with tempfile.TemporaryDirectory() as folder:
-        {"stages": stages, "memory": memory}[arguments.table](Path(folder))
+        print_table(*tables[arguments.table](Path(folder)), arguments.json)
 
 
 if __name__ == "__main__":
