@@ -156,7 +156,7 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
     path = str(make_video(folder))
     r2plus1d = make_model(folder / "r2plus1d")
     tracks = make_model(folder / "tracks", video_config={**R2PLUS1D, "tracks": True})
-    mobile = make_model(folder / "mobile", video_config=MOBILE)
+    mobile = make_model(folder / "mobile", video_config=MOBILE, audio_config={**MOBILE, "num_channels": 1})
     for source, name, videos in ((r2plus1d, "float32", None), (r2plus1d, "int8", [path]), (mobile, "mobile", None)):
         made = load_pipeline(source)
         export(made.model, made.processor, folder / name, videos)

@@ -94,3 +94,16 @@ def test_flat_modules_stand_on_their_own():
         assert "from jca" not in text
         assert "import jca" not in text
         assert "from __future__" not in text
+
+
+def test_importing_costs_little_beside_what_is_imported():
+    run = [sys.executable, "-X", "importtime", "-c", "import jca"]
+    lines = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT).stderr.splitlines()
+    own = everything = 0
+    for line in lines:
+        if line.startswith("import time:") and "self" not in line:
+            microseconds, _, name = (part.strip() for part in line.removeprefix("import time:").split("|"))
+            everything += int(microseconds)
+            own += int(microseconds) if name.split(".")[0] == "jca" or name.endswith("_jca") else 0
+    assert 0 < own <= 0.5 * (everything - own)
+    assert not [line for line in lines if line.endswith((" gradio", " matplotlib", " openvino", " onnxruntime", " datasets"))]
