@@ -136,9 +136,17 @@ class R2Plus1DModel(PreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, hidden_size)`.
+
+        Raises:
+            ValueError: if clips end between two steps of the last stage.
         """
         num_clips = (frames.shape[1] - clip_length) // hop + 1
         total = 2 ** (len(self.stages) - 1)
+        if clip_length % total:
+            raise ValueError(
+                f"Clips have {clip_length} frames, and tracks need a multiple of {total}, the stride of this R(2+1)D: "
+                "choose another clip_length, or tracks=False."
+            )
         rate = math.gcd(hop, total)  # frames between two steps at the end
         whole = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -frames.shape[1] % total))
         hidden_states, stride, splits = self.stem(whole.transpose(1, 2)), 1, 0
@@ -155,7 +163,7 @@ class R2Plus1DModel(PreTrainedModel):
         pooled = pooled.unflatten(0, (*[2] * splits, len(frames)))
         pooled = pooled.movedim((splits, splits + 1), (0, 1)).flatten(1, -2)
         firsts = torch.arange(num_clips, device=frames.device) * (hop // rate)
-        steps = range(0, math.ceil(clip_length / total) * total // rate, total // rate)
+        steps = range(0, clip_length // rate, total // rate)
         return torch.stack([pooled[:, firsts + step] for step in steps]).mean(dim=0)
 
 
@@ -336,9 +344,10 @@ class I3DModel(PreTrainedModel):
     def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
         """The network over a track as one, see [`R2Plus1DModel.forward_track`]: no layer strides in time, so that a clip
         pools the steps of its frames."""
-        hidden_states, length = self._steps(frames), max(1, clip_length - 1)
+        if clip_length < 2:
+            raise ValueError("Clips have one frame, and tracks need two: choose another clip_length, or tracks=False.")
         pool = F.max_pool1d if self.config.tcn_channels else F.avg_pool1d
-        return pool(hidden_states, length, stride=hop).mT
+        return pool(self._steps(frames), clip_length - 1, stride=hop).mT
 
     def _steps(self, frames: torch.FloatTensor) -> torch.FloatTensor:
         """`(batch, hidden_size, frames - 1)`, what is pooled over time."""
@@ -388,16 +397,15 @@ class ResNetGRUModel(PreTrainedModel):
             `last_hidden_state` of shape `(batch, frames, hidden_size)`, the GRU after each frame, and `pooler_output` of
             shape `(batch, hidden_size)`, the GRU after the last one.
         """
-        hidden_states, last = self.gru(self._frames(pixel_values))
+        hidden_states, last = self.gru(self.encode_frames(pixel_values))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=last[-1])
 
-    def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
-        """Features of the clips that begin with every `hop`-th frame, `(batch, clips, hidden_size)`: those of
-        [`ResNetGRUModel.forward`], but the ResNet sees each frame once."""
-        clips = self._frames(frames).unfold(1, clip_length, hop).mT
-        return self.gru(clips.flatten(0, 1))[1][-1].unflatten(0, clips.shape[:2])
+    def forward_frames(self, frames: torch.FloatTensor) -> torch.FloatTensor:
+        """The features `(batch, hidden_size)` of clips, from what [`ResNetGRUModel.encode_frames`] made of their frames
+        `(batch, frames, size)`."""
+        return self.gru(frames)[1][-1]
 
-    def _frames(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+    def encode_frames(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
         """What the ResNet makes of each frame, `(batch, frames, size)`."""
         hidden_states = self.resnet.embedder(pixel_values.flatten(0, 1))
         for stage in self.resnet.encoder.stages:
@@ -447,6 +455,11 @@ def build_encoder(config, modality: str) -> PreTrainedModel:
     """
     # ours by name, since `AutoModel` knows them only where `jca` was imported
     own = OWN_ENCODERS.get(config.model_type)
+    if getattr(config, "tracks", False) and config.model_type not in ("r2plus1d", "i3d"):
+        raise ValueError(
+            f"{modality}_config has tracks=True, which {config.model_type!r} can not: r2plus1d and i3d run over tracks, and "
+            "encoders of frames share frames by themselves."
+        )
     encoder = trim_encoder(AutoModel.from_config(config) if own is None else own(config))
     reads = encoder.main_input_name
     if modality == "video":
@@ -541,37 +554,62 @@ def reads_tracks(encoder: PreTrainedModel) -> bool:
 
 
 def encode_track(
-    encoder: PreTrainedModel, frames: torch.Tensor, mask: torch.Tensor, clip_length: int, stride: int, hop: int
+    encoder: PreTrainedModel,
+    frames: torch.Tensor,
+    mask: torch.Tensor,
+    clips: torch.Tensor,
+    sizes: tuple[int, int, int],
 ) -> torch.Tensor:
     """
     What an encoder makes of the clips of a track, of which those that overlap share frames: each is computed once.
 
     Args:
-        frames (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+        frames (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): first those from the first frame
+            of the first clip to the last of the last, then what else clips show.
         mask (`torch.Tensor` of shape `(batch, frames)`): 0 for a frame that shows no face.
-        clip_length (`int`): frames of a clip; stride (`int`): from one of them to the next; hop (`int`): from the first
-            frame of a clip to that of the next clip.
+        clips (`torch.LongTensor` of shape `(batch, clips, clip_length)`): where the frames of each clip are, -1 if it shows
+            no face; an encoder that is configured to read tracks uses the first `clips` of every `hop`-th frame instead.
+        sizes (`tuple[int, int, int]`): `clip_length`, frames of a clip; `stride`, from one of them to the next; `hop`, from
+            the first frame of a clip to that of the next.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch, clips, size)`, of all clips that lie in the track.
+        `torch.FloatTensor` of shape `(batch, clips, size)`, 0 where a clip shows no face.
     """
-    num_frames = frames.shape[1]
-    if sees_pictures(encoder):
-        features = encode_present(encoder, frames.unsqueeze(2), mask)
-        firsts = torch.arange(0, num_frames - (clip_length - 1) * stride, hop, device=frames.device)
-        clips = firsts.unsqueeze(1) + stride * torch.arange(clip_length, device=frames.device)
-        count = mask[:, clips].to(features.dtype).sum(dim=2).clamp(min=1)
-        return features[:, clips].sum(dim=2) / count.unsqueeze(-1)
-    # zeros, as a convolution pads
-    frames = torch.where(mask[:, :, None, None, None] == 0, 0, frames)
+    clip_length, stride, hop = sizes
+    if getattr(encoder.config, "tracks", False):
+        whole = (clips.shape[1] - 1) * hop + (clip_length - 1) * stride + 1
+        features = _encode_whole(encoder, frames[:, :whole], mask[:, :whole], sizes)
+    elif sees_pictures(encoder):
+        pictures = encode_present(encoder, frames.unsqueeze(2), mask)
+        features = _gather(pictures, clips).mean(dim=2)
+    else:
+        features = encoder.forward_frames(_gather(encoder.encode_frames(frames), clips).flatten(0, 1))
+        features = features.unflatten(0, clips.shape[:2])
+    return torch.where(clips[..., :1] < 0, 0, features)
+
+
+def _gather(frames: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """Features of frames `(batch, frames, size)` to those of the frames of clips `(batch, clips, clip_length, size)`."""
+    index = clips.clamp(min=0).flatten(1).unsqueeze(-1).expand(-1, -1, frames.shape[-1])
+    return frames.gather(1, index).unflatten(1, clips.shape[1:])
+
+
+def _encode_whole(encoder: PreTrainedModel, frames: torch.Tensor, mask: torch.Tensor, sizes: tuple) -> torch.Tensor:
+    """The features of all clips that lie in a track, by an encoder that runs over it as one."""
+    clip_length, stride, hop = sizes
+    span = (clip_length - 1) * stride + 1
+    num_clips = (frames.shape[1] - span) // hop + 1
+    frames = torch.where(mask[:, :, None, None, None] == 0, 0, frames)  # zeros, as a convolution pads
+    if not torch.compiler.is_compiling():  # nothing is to be seen behind the last clip that shows something
+        shown = mask.any(dim=0).nonzero()
+        frames = frames[:, : int(shown[-1]) + span if len(shown) else span]
     if stride == 1:
-        return encoder.forward_track(frames, clip_length, hop)
-    # every `stride`-th frame is a track of its own
-    num_clips = num_frames - (clip_length - 1) * stride
-    frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -num_frames % stride))
-    tracks = frames.unflatten(1, (-1, stride)).transpose(1, 2).flatten(0, 1)
-    features = encoder.forward_track(tracks, clip_length, 1).unflatten(0, (-1, stride))
-    return features.transpose(1, 2).flatten(1, 2)[:, :num_clips:hop]
+        features = encoder.forward_track(frames, clip_length, hop)
+    else:  # every `stride`-th frame is a track of its own; one after the other, which needs less memory
+        frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -frames.shape[1] % stride))
+        tracks = [encoder.forward_track(frames[:, first::stride], clip_length, 1) for first in range(stride)]
+        features = torch.stack(tracks, dim=2).flatten(1, 2)[:, ::hop]
+    return F.pad(features, (0, 0, 0, max(0, num_clips - features.shape[1])))[:, :num_clips]
 
 
 __all__ = [

@@ -79,6 +79,20 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.where(count > 0, 1 - ccc, 0 * xy).mean()
 
 
+# Windows of a track --------------------------------------------------------------------------------------------------
+
+
+def to_windows(x: torch.Tensor, shifts: int) -> torch.Tensor:
+    """What stands for overlapping clips `(batch, clips, ...)` as windows of clips that follow each other, `(batch * shifts,
+    clips / shifts, ...)`: every `shifts`-th clip is in the same."""
+    return x.unflatten(1, (-1, shifts)).transpose(1, 2).flatten(0, 1)
+
+
+def from_windows(x: torch.Tensor, shifts: int) -> torch.Tensor:
+    """Back from [`to_windows`]."""
+    return x.unflatten(0, (-1, shifts)).transpose(1, 2).flatten(1, 2)
+
+
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
@@ -248,13 +262,14 @@ class JCAModel(PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, video_size)`, to be given back as `video_features`.
         """
-        if not getattr(self.video_encoder.config, "tracks", False):
+        if not getattr(self.video_encoder.config, "tracks", False) or pixel_values.shape[1] < 2:
             return encode_present(self.video_encoder, pixel_values, video_mask)
+        clips, length = pixel_values.shape[1:3]
         mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device) if video_mask is None else video_mask
-        length = pixel_values.shape[2]
-        frames, shown = pixel_values.flatten(1, 2), mask.repeat_interleave(length, dim=1)
-        features = encode_track(self.video_encoder, frames, shown, length, 1, length)
-        return torch.where(mask.unsqueeze(-1) == 0, 0, features)
+        frames = torch.arange(clips * length, device=mask.device).view(1, clips, length)
+        frames = torch.where(mask.unsqueeze(-1) == 0, -1, frames)
+        shown = mask.repeat_interleave(length, dim=1)
+        return self.get_track_features(pixel_values.flatten(1, 2), shown, frames, (length, 1, length))
 
     @property
     def reads_tracks(self) -> bool:
@@ -262,25 +277,31 @@ class JCAModel(PreTrainedModel):
         return "video" in self.config.modalities and reads_tracks(self.video_encoder)
 
     def get_track_features(
-        self, pixel_values: torch.FloatTensor, frame_mask: torch.Tensor, clip_length: int, stride: int, hop: int
+        self,
+        pixel_values: torch.FloatTensor,
+        frame_mask: torch.Tensor,
+        clip_frames: torch.LongTensor,
+        sizes: tuple[int, int, int],
     ) -> torch.FloatTensor:
-        """What the visual encoder makes of the clips of a track.
+        """What the visual encoder makes of the clips of a track, see `JCAProcessor.windows`.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
             frame_mask (`torch.Tensor` of shape `(batch, frames)`): 0 for a frame that shows no face.
-            clip_length (`int`): frames of a clip; stride (`int`): from one of them to the next; hop (`int`): from one clip
-                to the next.
+            clip_frames (`torch.LongTensor` of shape `(batch, clips, clip_length)`): where the frames of each clip are, -1
+                if it shows no face.
+            sizes (`tuple[int, int, int]`): of `JCAProcessor.track_sizes`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, clips, video_size)`, of all clips that lie in the track.
+            `torch.FloatTensor` of shape `(batch, clips, video_size)`.
         """
-        return encode_track(self.video_encoder, pixel_values, frame_mask, clip_length, stride, hop)
+        return encode_track(self.video_encoder, pixel_values, frame_mask, clip_frames, sizes)
 
     def forward_track(
         self,
         pixel_values: torch.FloatTensor,
         frame_mask: torch.Tensor,
+        clip_frames: torch.LongTensor,
         sizes: tuple[int, int, int],
         **inputs: torch.Tensor,
     ) -> torch.FloatTensor:
@@ -288,19 +309,17 @@ class JCAModel(PreTrainedModel):
         The outputs of all clips of a track, each in one of the windows of clips that follow each other.
 
         Args:
-            pixel_values, frame_mask: see [`JCAModel.get_track_features`].
-            sizes (`tuple[int, int, int]`): its `clip_length`, `stride` and `hop`.
+            pixel_values, frame_mask, clip_frames, sizes: see [`JCAModel.get_track_features`].
             inputs: of [`JCAModel.forward`] for the clips of the track, `(batch, clips, ...)`, by rising ends.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, outputs)`.
         """
+        inputs["video_features"] = self.get_track_features(pixel_values, frame_mask, clip_frames, sizes)
         clip_length, stride, hop = sizes
-        shifts = clip_length * stride // hop  # windows side by side, of which each has every so many-th clip
-        inputs["video_features"] = self.get_track_features(pixel_values, frame_mask, *sizes)
-        windows = {name: x.unflatten(1, (-1, shifts)).transpose(1, 2).flatten(0, 1) for name, x in inputs.items()}
-        logits = self(**windows).logits
-        return logits.unflatten(0, (-1, shifts)).transpose(1, 2).flatten(1, 2)
+        shifts = clip_length * stride // hop
+        windows = {name: to_windows(x, shifts) for name, x in inputs.items()}
+        return from_windows(self(**windows).logits, shifts)
 
     def get_audio_features(
         self, input_features: torch.FloatTensor, audio_mask: torch.Tensor | None = None

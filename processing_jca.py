@@ -362,7 +362,7 @@ class WindowBuffer:
         speaking: bool = False,
     ):
         self.processor, self.hop, self.look, self.max_lost, self.speaking = processor, hop, look, max_lost, speaking
-        self.every = 1 if look is None else math.gcd(hop, processor.clip_stride)  # grid frames from one use to the next
+        self.every = math.gcd(hop, processor.clip_stride)  # grid frames from one use to the next
         self.rate = processor.feature_extractor.sampling_rate
         self.sound, self.has_sound = Waveform(), False
         self.crops: dict[int, dict[int, Any]] = {}  # of each face by grid frame
@@ -486,22 +486,25 @@ class WindowBuffer:
     def track(self, face: int | None) -> dict[str, Any]:
         """All clips of the next block of a face as one track, as of `JCAProcessor.windows` without its rows."""
         ends = np.arange(self.start + self.hop - 1, self.start + self.block_length, self.hop)
-        length, stride, hop = self.processor.track_sizes(self.hop)
-        step = self.processor.clip_stride // stride
-        grid = range(ends[0] - (length - 1) * self.processor.clip_stride, ends[-1] + 1, step)
-        known = self.crops.get(face, {})
-        mask = np.array([g in known for g in grid])
-        crops = np.zeros((len(grid), *[self.processor.video_processor.size] * 2, 3), np.uint8)
-        for place in np.flatnonzero(mask):
-            crops[place] = self.crop(face, grid[place])
-        clips = np.lib.stride_tricks.sliding_window_view(mask, (length - 1) * stride + 1)[::hop, ::stride]
+        length, size = self.processor.clip_length, self.processor.video_processor.size
+        grid = range(ends[0] - (length - 1) * self.processor.clip_stride, ends[-1] + 1, self.every)
+        chosen = [self.chosen(face, end) for end in ends]
+        # clips that the start of the video cuts off take frames between those of the grid
+        frames = [*grid, *sorted({g for clip in chosen for g in clip}.difference(grid))]
+        known, places = self.crops.get(face, {}), {g: place for place, g in enumerate(frames)}
+        count = len(grid) + self.processor.span  # always the same, for batches
+        crops, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
+        for g, place in places.items():
+            if g in known:
+                crops[place], mask[place] = self.crop(face, g), True
         waveforms = [self.clip_waveform(end) for end in ends]
         return {
             "face": face,
             "crops": crops,
             "frame_mask": mask,
+            "clip_frames": np.array([[places[g] for g in clip] or [-1] * length for clip in chosen]),
             "waveforms": np.stack([clip for clip, _ in waveforms]),
-            "video_mask": clips.any(axis=1),
+            "video_mask": np.array([bool(clip) for clip in chosen]),
             "audio_mask": np.array([found for _, found in waveforms]),
             "end_frames": ends,
         }
@@ -516,15 +519,18 @@ class WindowBuffer:
     def clip_crops(self, face: int | None, end: int) -> tuple[np.ndarray, bool]:
         """Crops `(clip_length, size, size, 3)` of the clip of a face that ends with grid frame `end`, and whether they show
         it."""
-        processor, size = self.processor, self.processor.video_processor.size
-        crops = self.crops.get(face, {})
+        chosen, size = self.chosen(face, end), self.processor.video_processor.size
+        if not chosen:
+            return np.zeros((self.processor.clip_length, size, size, 3), np.uint8), False
+        return np.stack([self.crop(face, g) for g in chosen]), True
+
+    def chosen(self, face: int | None, end: int) -> list[int]:
+        """Grid frames of the clip of a face that ends with grid frame `end`, see [`clip_frames`]."""
+        processor, crops = self.processor, self.crops.get(face, {})
         low = end - processor.span + 1
         first = max(low, 0) if low < 0 else low + (-low - 1) % self.every  # the first of those that clips use
         present = [g for g in range(first, min(end + 1, self.num_frames), 1 if low < 0 else self.every) if g in crops]
-        chosen = clip_frames(present, processor.clip_length, processor.clip_stride)
-        if not chosen:
-            return np.zeros((processor.clip_length, size, size, 3), np.uint8), False
-        return np.stack([self.crop(face, g) for g in chosen]), True
+        return clip_frames(present, processor.clip_length, processor.clip_stride)
 
     def clip_waveform(self, end: int) -> tuple[np.ndarray, bool]:
         """Waveform `(samples,)` of the same clip, and whether it holds sound; a clip that lies wholly beyond the video has
@@ -735,8 +741,9 @@ class JCAProcessor(ProcessorMixin):
             `waveforms` `(clips, samples)` float32, `video_mask` and `audio_mask` `(clips,)` bool, `end_frames` `(clips,)` on
             the grid, and `rows`: empty but for the last window of a stretch of the video, which has the rows of all frames
             of the stretch, as the pipeline gives them, without outputs. [`JCAProcessor.inputs`] makes tensors of it. With
-            `tracks` its `clips` are all of a block, by rising end frames, `crops` is `(frames, size, size, 3)`, from the
-            first frame of the first clip to the last of the last, and `frame_mask` `(frames,)` says which show the face.
+            `tracks` its `clips` are all of a block, by rising end frames, `crops` is `(frames, size, size, 3)`, first from
+            the first frame of the first clip to the last of the last, `frame_mask` `(frames,)` says which show the face, and
+            `clip_frames` `(clips, clip_length)` where the frames of each clip are, -1 if it shows no face.
 
         Raises:
             MediaError, ValueError, FileNotFoundError, IsADirectoryError: if an argument is wrong or the source can not be
@@ -746,6 +753,10 @@ class JCAProcessor(ProcessorMixin):
             IncompleteMediaWarning: if the source ends before the end that it promises.
         """
         self.plan(0, hop)  # raises for a wrong hop before anything is opened
+        if live and tracks:
+            raise ValueError(
+                "live=True gives clips one by one, and tracks=True all of a block at once: choose one of them."
+            )
         look, max_lost = (None, 0.0) if crops_dir is not None else self.look(faces or self.video_processor.faces)
         events = self.events(source, audio, fps, sampling_rate, crops_dir, limits)
         yield from self.windows_of(events, hop, describe(source), look, max_lost, live, speaking, tracks)
@@ -878,10 +889,10 @@ class JCAProcessor(ProcessorMixin):
         return inputs[self.audio_input_name]
 
     def inputs(self, window: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1; a track also has
-        `frame_mask`, see [`JCAModel.get_track_features`]."""
-        masks = ("video_mask", "audio_mask", "frame_mask")
-        inputs = {name: torch.from_numpy(window[name])[None] for name in masks if name in window}
+        """A window of [`JCAProcessor.windows`] to the model's inputs, with a batch dimension of 1; a track to those of
+        [`JCAModel.forward_track`]."""
+        ready = ("video_mask", "audio_mask", "frame_mask", "clip_frames")
+        inputs = {name: torch.from_numpy(window[name])[None] for name in ready if name in window}
         if "crops" in window:
             inputs["pixel_values"] = self.video_processor(window["crops"])["pixel_values"][None]
         if "waveforms" in window:

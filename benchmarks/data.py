@@ -1,14 +1,13 @@
 """What data costs: listing a release, extracting features, an epoch over them. Synthetic files of the real one's size.
 
-python benchmarks/data.py listing      # 594 annotations of 5,000 frames
-python benchmarks/data.py extraction   # the encoders' share of the time, two processes against one
-python benchmarks/data.py epoch        # 356 videos, 2.0 M frames, features at hop 4
+python benchmarks/data.py listing [--json FILE]      # 594 annotations of 5,000 frames
+python benchmarks/data.py extraction [--json FILE]   # time outside the encoders, two processes against one
+python benchmarks/data.py epoch [--json FILE]        # 356 videos, 2.0 M frames, features at hop 4
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from measure import add_json, print_table
 
 import jca
 from jca.affwild2 import ANNOTATIONS, FOLDERS, load_affwild2
@@ -43,18 +43,13 @@ TINY = {
 }
 
 
-def hardware() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
-
-
 def memory() -> dict[str, float]:
     """MiB of this process now: its own, and pages of files that the system may take back at any time."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 
-def listing(num_frames: int = 5000) -> None:
+def listing(file: Path | None, num_frames: int = 5000) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "batch1").mkdir()
@@ -91,19 +86,22 @@ def listing(num_frames: int = 5000) -> None:
             frames += sum(load_affwild2(root, split)["num_frames"])
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("| videos | frames | seconds | peak memory (MiB) | of it before the listing, imports above all |")
-    print("|---|---|---|---|---|")
-    print(f"| {number} | {frames:,} | {seconds:.1f} | {peak:.0f} | {before:.0f} |")
+    row = {
+        "videos": number,
+        "frames": frames,
+        "seconds": round(seconds, 1),
+        "peak memory (MiB)": round(peak),
+        "of it before the listing, imports above all": round(before),
+    }
+    print_table([row], file=file)
 
 
-def extraction(num_videos: int = 8) -> None:
+def extraction(file: Path | None, num_videos: int = 8) -> None:
+    rows, first = [], None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         corpus = make_synthetic(root / "corpus", num_videos, 0)
         prepare({"train": load_affwild2(corpus, "train")}, root / "prepared", jca.JCAProcessor(), num_proc=2)
-        print("\n| processes | that read ahead | seconds | inside the encoders | clips a second | against one |")
-        print("|---|---|---|---|---|---|")
-        first = None
         for processes, workers in ((1, 0), (2, 0), (1, 1)):
             command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", __file__]
             options = ["--folder", str(root), "--num_workers", str(workers)]
@@ -115,9 +113,17 @@ def extraction(num_videos: int = 8) -> None:
             results = [json.loads(line) for line in run.stdout.splitlines() if line.startswith(b"{")]
             seconds = max(result["seconds"] for result in results)
             inside = sum(result["inside"] for result in results) / sum(result["seconds"] for result in results)
-            clips = results[0]["clips"] / seconds
             first = first or seconds
-            print(f"| {processes} | {workers} | {seconds:.1f} | {inside:.0%} | {clips:.0f} | {first / seconds:.2f} |")
+            row = {
+                "processes": str(processes),  # text tells rows apart
+                "that read ahead": str(workers),
+                "seconds": round(seconds, 1),
+                "clips a second": round(results[0]["clips"] / seconds),
+                "outside the encoders": round(1 - inside, 3),
+                "of the first row's time": round(seconds / first, 3),
+            }
+            rows.append(row)
+    print_table(rows, file=file, ratios=["outside the encoders", "of the first row's time"])
 
 
 def extract_here(folder: Path, num_workers: int) -> None:
@@ -146,7 +152,7 @@ def extract_here(folder: Path, num_workers: int) -> None:
     print(json.dumps({"seconds": seconds, "inside": inside, "clips": clips}), flush=True)
 
 
-def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int = 512) -> None:
+def epoch(file: Path | None, num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int = 512) -> None:
     from datasets import Dataset, concatenate_datasets
     from datasets.arrow_writer import ArrowWriter
 
@@ -158,12 +164,8 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
         )
     )
     model.freeze_encoders()
-    processor, rng, rows = jca.JCAProcessor(), np.random.default_rng(0), []
+    processor, rng, paths, rows = jca.JCAProcessor(), np.random.default_rng(0), [], []
     with tempfile.TemporaryDirectory() as folder:
-        print(
-            "| videos | frames | clips | cache (MiB) | epoch | steps | seconds | steps a second | outside the loader "
-            "| own memory grew by (MiB) |\n|---|---|---|---|---|---|---|---|---|---|"
-        )
         ends = np.unique(processor.plan(num_frames, hop))
         for index in range(num_videos):
             path = Path(folder) / f"{index}.arrow"
@@ -175,9 +177,9 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
                     row[f"{modality}_mask"] = ends < num_frames
                 writer.write(row)
                 writer.finalize()
-            rows.append(path)
+            paths.append(path)
         for count in (num_videos // 4, num_videos):
-            features = concatenate_datasets([Dataset.from_file(str(path)) for path in rows[:count]])
+            features = concatenate_datasets([Dataset.from_file(str(path)) for path in paths[:count]])
             windows = WindowDataset(features, processor, hop, every_phase=True)
             sampler, arguments = EpochSampler(windows.rows, windows.num_clips // 16), StageArguments()
             loader = torch.utils.data.DataLoader(
@@ -186,7 +188,7 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
             model.train()
             before = memory()["RssAnon"]
-            cache = sum(path.stat().st_size for path in rows[:count]) / 2**20
+            cache = sum(path.stat().st_size for path in paths[:count]) / 2**20
             for number in range(2):  # the first finds no page of the cache mapped
                 sampler.set_epoch(number)
                 waited, start = 0.0, time.perf_counter()
@@ -199,14 +201,21 @@ def epoch(num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int
                     del batch
                     last = time.perf_counter()
                 seconds = time.perf_counter() - start
-                print(
-                    f"| {count} | {count * num_frames:,} | {windows.num_clips:,} | {cache:.0f} | {number + 1} "
-                    f"| {len(loader)} "
-                    f"| {seconds:.1f} | {len(loader) / seconds:.0f} | {1 - waited / seconds:.1%} "
-                    f"| {memory()['RssAnon'] - before:.0f} |",
-                    flush=True,
-                )
+                row = {
+                    "videos": str(count),  # text tells rows apart
+                    "frames": count * num_frames,
+                    "clips": windows.num_clips,
+                    "cache (MiB)": round(cache),
+                    "epoch": str(number + 1),
+                    "steps": len(loader),
+                    "seconds": round(seconds, 1),
+                    "steps a second": round(len(loader) / seconds),
+                    "inside the loader": round(waited / seconds, 3),
+                    "own memory grew by (MiB)": round(memory()["RssAnon"] - before),
+                }
+                rows.append(row)
             del features, windows, sampler, loader
+    print_table(rows, file=file, ratios=["inside the loader"])
 
 
 def main():
@@ -214,12 +223,12 @@ def main():
     parser.add_argument("what", choices=("listing", "extraction", "epoch"))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process that this one started
     parser.add_argument("--num_workers", type=int, help=argparse.SUPPRESS)
+    add_json(parser)
     arguments = parser.parse_args()
     if arguments.folder:
         extract_here(arguments.folder, arguments.num_workers)
         return
-    print(hardware() + "\n")
-    {"listing": listing, "extraction": extraction, "epoch": epoch}[arguments.what]()
+    {"listing": listing, "extraction": extraction, "epoch": epoch}[arguments.what](arguments.json)
 
 
 if __name__ == "__main__":

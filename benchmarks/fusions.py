@@ -1,14 +1,17 @@
 """Fusions, forward and backward, on features: batched against one window at a time, and their growth with the window.
 
-The loop does the same mathematics one sample at a time, as the authors' code walks a batch.
+python benchmarks/fusions.py loop [--json FILE]         # the same mathematics, one sample at a time and batched
+python benchmarks/fusions.py growth [--json FILE]       # every fusion at 8 to 256 clips
+python benchmarks/fusions.py parameters [--json FILE]   # beside those of the authors' modules
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from measure import add_json, print_table
 from torch import nn
 
 import jca
@@ -29,7 +32,7 @@ TINY = {
 
 
 class LoopedJointCrossAttention(nn.Module):
-    """The weights of a `JCAModel`, walked one window at a time."""
+    """The weights of a `JCAModel`, walked one window at a time, as the authors' code walks a batch."""
 
     def __init__(self, model: jca.JCAModel):
         super().__init__()
@@ -80,37 +83,47 @@ def features(batch: int, num_clips: int, device: str) -> dict[str, torch.Tensor]
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64, help="windows (default: 64)")
-    batch = parser.parse_args().batch
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, no GPU"
-    print(
-        f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch of {batch} windows\n"
-    )
+def step(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    out = model(**inputs)
+    (out if isinstance(out, torch.Tensor) else out.logits).square().mean().backward()
 
-    print("| clips | one window at a time (ms) | batched (ms) | ratio | max difference |\n|---|---|---|---|---|")
+
+def loop(device: str, batch: int) -> tuple[list[dict], list[str]]:
+    rows = []
     for num_clips in (8, 16, 64):
         model = build("joint_cross_attention", num_clips, device)
         looped, inputs = LoopedJointCrossAttention(model), features(batch, num_clips, device)
-        runs = [looped, lambda **inputs: model(**inputs).logits]  # noqa: B023
-        loop, batched = seconds([lambda run=run: run(**inputs).square().mean().backward() for run in runs], device)  # noqa: B023
+        one, batched = seconds([partial(step, looped, inputs), partial(step, model, inputs)], device)
         difference = (looped(**inputs) - model(**inputs).logits).abs().max().item()
-        print(f"| {num_clips} | {loop * 1e3:.1f} | {batched * 1e3:.1f} | {loop / batched:.1f} | {difference:.0e} |")
+        row = {
+            "clips": str(num_clips),  # text tells rows apart
+            "one window at a time (ms)": round(one * 1e3, 1),
+            "batched (ms)": round(batched * 1e3, 1),
+            "batched / one at a time": round(batched / one, 3),
+            "max difference": float(f"{difference:.0e}"),
+        }
+        rows.append(row)
+    return rows, ["batched / one at a time"]
 
-    print("\n| fusion | parameters at 16 clips | 8 clips (ms) | 16 | 64 | 256 |\n|---|---|---|---|---|---|")
+
+def growth(device: str, batch: int) -> tuple[list[dict], list[str]]:
+    lengths, ratio = (8, 16, 64, 256), "16 clips, of concat's time"
+    times = {}
+    for num_clips in lengths:
+        models, inputs = [build(fusion, num_clips, device) for fusion in FUSIONS], features(batch, num_clips, device)
+        taken = seconds([partial(step, model, inputs) for model in models], device, 5)
+        times[num_clips] = dict(zip(FUSIONS, taken, strict=True))
+    rows = []
     for fusion in FUSIONS:
-        cells = []
-        for num_clips in (8, 16, 64, 256):
-            model, inputs = build(fusion, num_clips, device), features(batch, num_clips, device)
-            (taken,) = seconds([lambda: model(**inputs).logits.square().mean().backward()], device, 5)  # noqa: B023
-            cells.append(f"{taken * 1e3:.1f}")
         parameters = sum(p.numel() for p in build(fusion, 16, device).parameters() if p.requires_grad)
-        print(f"| {fusion} | {parameters:,} | {' | '.join(cells)} |")
+        cells = {f"{num_clips} clips (ms)": round(times[num_clips][fusion] * 1e3, 1) for num_clips in lengths}
+        relative = round(times[16][fusion] / times[16]["concat"], 3)
+        rows.append({"fusion": fusion, "parameters at 16 clips": parameters, **cells, ratio: relative})
+    return rows, [ratio]
 
-    print("\n| the authors' module | their parameters | ours |\n|---|---|---|")
-    raw = {"head_input": "raw_video", "regressor_act": "linear"}
+
+def parameters() -> list[dict]:
+    rows, raw = [], {"head_input": "raw_video", "regressor_act": "linear"}
     dense = {"fusion": "dense_co_attention", "projection_size": None, "temporal": ["joint"]}
     spatial = {"video_config": {"model_type": "r2plus1d", "spatial_size": 7}}
     for name, theirs, changes in [
@@ -121,7 +134,23 @@ def main():
         with torch.device("meta"):
             model = jca.JCAModel(jca.JCAConfig(**changes))
         ours = sum(p.numel() for name, p in model.named_parameters() if "_encoder." not in name)
-        print(f"| {name} | {theirs:,} | {ours:,} |")
+        rows.append({"the authors' module": name, "their parameters": theirs, "ours": ours})
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("loop", "growth", "parameters"))
+    parser.add_argument("--batch", type=int, default=64, help="windows (default: 64)")
+    add_json(parser)
+    arguments = parser.parse_args()
+    if arguments.table == "parameters":
+        print_table(parameters(), file=arguments.json)
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, ratios = {"loop": loop, "growth": growth}[arguments.table](device, arguments.batch)
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
+    print_table(rows, {"GPU": gpu, "precision": "float32", "windows": arguments.batch}, arguments.json, ratios)
 
 
 if __name__ == "__main__":

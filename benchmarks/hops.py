@@ -1,6 +1,6 @@
 """What the hop costs and what it is worth: CCC on a validation split and processor time of the encoders, for every hop.
 
-python benchmarks/hops.py MODEL PREPARED [--json FILE] [--plot FILE]
+python benchmarks/hops.py PREPARED MODEL... [--json FILE] [--plot FILE]
 """
 
 import argparse
@@ -41,39 +41,46 @@ def measure(source: str, data: Path) -> list[dict]:
             result = evaluate(model, features, processor, hop)
         frames = sum(len(times) for times in features["times"])
         row = {
+            "model": source,
             "hop": hop,
-            "encoders, ms of processor time a second of video": 1000 * spent / frames * processor.frame_rate,
+            "encoders, ms a second of video": 1000 * spent / frames * processor.frame_rate,
         }
         scores = {name.replace("ccc_", "CCC, "): x for name, x in result.items() if name.startswith("ccc_")}
         rows.append({**row, **scores, "CCC": result["ccc"]})
-    return [{name: round(x, 4) for name, x in row.items()} for row in rows]
+    return [{name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()} for row in rows]
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """CCC over the cost of the encoders, a point for each hop."""
+    """CCC over the cost of the encoders, a line for each model and a point for each hop."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes, cost = figure.subplots(), list(rows[0])[1]
-    relative = [row[cost] / rows[0][cost] for row in rows]
-    axes.plot(relative, [row["CCC"] for row in rows], "o-", color="#0072B2")
-    for x, row in zip(relative, rows, strict=True):
-        axes.annotate(f"hop {row['hop']}", (x, row["CCC"]), xytext=(4, -11), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="time of the encoders, hop 1 is 1", ylabel="CCC, mean of valence and arousal")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes, cost = figure.subplots(), list(rows[0])[2]
+    styles = (("#0072B2", "o-"), ("#D55E00", "s--"), ("#009E73", "^:"))
+    for model, (color, style) in zip(dict.fromkeys(row["model"] for row in rows), styles, strict=False):
+        points = [(row[cost], row["CCC"], row["hop"]) for row in rows if row["model"] == model]
+        axes.plot(*zip(*(point[:2] for point in points), strict=True), style, color=color, label=model)
+        for x, y, hop in points:
+            axes.annotate(str(hop), (x, y), xytext=(4, -11), textcoords="offset points", fontsize=8, color=color)
+    axes.set(xscale="log", xlabel=cost, ylabel="CCC, mean of valence and arousal")
+    axes.margins(0.08, 0.12)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, title="numbers at the points: hop", title_fontsize=8)
     figure.savefig(file, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub repository of a model")
     parser.add_argument("data", type=Path, help="prepared corpus")
+    parser.add_argument(
+        "models", nargs="+", help="folders or Hub repositories of models, at most three for the picture"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it")
     add_json(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(arguments.model, arguments.data)
-    print_table(rows, {"model": arguments.model}, arguments.json)
+    rows = [row for model in arguments.models for row in measure(model, arguments.data)]
+    print_table(rows, file=arguments.json)
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,14 @@ def peaks(folder: Path, layers: int = 24, size: int = 1024) -> dict[str, float]:
     return {name: 2 * size**3 * max(1 / single[name], layers / chains[name]) for name in graphs}
 
 
-def print_table(rows: list[dict[str, Any]], about: dict[str, Any] | None = None, file: Path | None = None) -> None:
-    """Rows as Markdown below a line of what they depend on; to `file` the same as JSON."""
+def print_table(
+    rows: list[dict[str, Any]],
+    about: dict[str, Any] | None = None,
+    file: Path | None = None,
+    ratios: Sequence[str] = (),
+) -> None:
+    """Rows as Markdown below a line of what they depend on; to `file` the same as JSON with `ratios`, the columns that are
+    one timing over another of the same run, lower is better: check.py compares them for rows of the same text columns."""
     root = Path(__file__).parents[1]
     run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=7"]
     commit = subprocess.run(run, capture_output=True, text=True).stdout.strip() or "no checkout"
@@ -69,7 +75,7 @@ def print_table(rows: list[dict[str, Any]], about: dict[str, Any] | None = None,
     for row in rows:
         print(f"| {' | '.join(str(row[column]) for column in columns)} |")
     if file:
-        file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps({**about, "ratios": list(ratios), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """What training costs. Synthetic data.
 
-python benchmarks/training.py loops       # kept features against frozen encoders in every step, one window at a time
-python benchmarks/training.py processes   # two processes against one: the same CCC, and the time
-python benchmarks/training.py gpu         # end to end in bf16: steps a second, memory, share of the peak
+python benchmarks/training.py loops [--json FILE]       # kept features against encoders in every step, one window at a time
+python benchmarks/training.py processes [--json FILE]   # two processes against one: the same CCC, and the time
+python benchmarks/training.py gpu [--json FILE]         # end to end in bf16: steps a second, memory, share of the peak
 """
 
 import argparse
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import TINY, hardware
+from data import TINY
 from datasets import Dataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
+from measure import add_json, print_table
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,10 +48,8 @@ def one_window_at_a_time(model: jca.JCAModel, windows: list[dict[str, torch.Tens
     ccc_loss(torch.cat(logits), torch.stack([window["labels"] for window in windows])).backward()
 
 
-def loops(num_videos: int = 4, batch_size: int = 64) -> None:
-    processor, hop = jca.JCAProcessor(), 8
-    print("| encoders | windows | seconds a window, encoders in every step | seconds a window, kept features | ratio |")
-    print("|---|---|---|---|---|")
+def loops(file: Path | None, num_videos: int = 4, batch_size: int = 64) -> None:
+    processor, hop, table = jca.JCAProcessor(), 8, []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_synthetic(root / "corpus", num_videos, 0)
@@ -79,7 +78,15 @@ def loops(num_videos: int = 4, batch_size: int = 64) -> None:
                 model(**batch).loss.backward()
                 optimizer.step()
             ours = (time.perf_counter() - start) / len(sampler)
-            print(f"| {name} | {len(media)} | {theirs:.3f} | {ours:.5f} | {theirs / ours:,.0f} |", flush=True)
+            row = {
+                "encoders": name,
+                "windows": len(media),
+                "seconds a window, encoders in every step": round(theirs, 3),
+                "seconds a window, kept features": round(ours, 5),
+                "kept features / encoders in every step": float(f"{ours / theirs:.2e}"),
+            }
+            table.append(row)
+    print_table(table, file=file, ratios=["kept features / encoders in every step"])
 
 
 def made_features(folder: Path, model: jca.JCAModel, processor: jca.JCAProcessor, num_videos: int, hop: int) -> Dataset:
@@ -135,9 +142,8 @@ def train_here(folder: Path, batch_size: int) -> None:
     (folder / f"result-{os.environ['WORLD_SIZE']}-{rank}.json").write_text(json.dumps(found))
 
 
-def processes() -> None:
-    print("| processes | windows a step | CCC | seconds | against one |\n|---|---|---|---|---|")
-    first = None
+def processes(file: Path | None) -> None:
+    rows, first = [], None
     with tempfile.TemporaryDirectory() as folder:
         for world in (1, 2):
             command = [
@@ -155,13 +161,20 @@ def processes() -> None:
             results = [json.loads(path.read_text()) for path in Path(folder).glob(f"result-{world}-*.json")]
             seconds = max(result["seconds"] for result in results)
             first = first or seconds
-            print(f"| {world} | 64 | {results[0]['ccc']:.4f} | {seconds:.1f} | {first / seconds:.2f} |", flush=True)
+            row = {
+                "processes": str(world),  # text tells rows apart
+                "windows a step": 64,
+                "CCC": round(results[0]["ccc"], 4),
+                "seconds": round(seconds, 1),
+                "of the first row's time": round(seconds / first, 3),
+            }
+            rows.append(row)
+    print_table(rows, file=file, ratios=["of the first row's time"])
 
 
-def gpu(batch_size: int = 8, steps: int = 10) -> None:
+def gpu(file: Path | None, batch_size: int = 8, steps: int = 10) -> None:
     if not torch.cuda.is_available():
-        print("no GPU: nothing was measured")
-        return
+        sys.exit("no GPU: nothing was measured")
     device = torch.device("cuda")
     model = jca.JCAModel(jca.JCAConfig()).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
@@ -198,11 +211,14 @@ def gpu(batch_size: int = 8, steps: int = 10) -> None:
     peak = 5 * 2 * 8192**3 / (time.perf_counter() - start)
     rate = counter.get_total_flops() / seconds
     memory = torch.cuda.max_memory_allocated() / 2**30
-    print(
-        f"{torch.cuda.get_device_name()}\n\n| windows a step | steps a second | TFLOP/s | of a matrix product's | peak GiB |"
-    )
-    print("|---|---|---|---|---|")
-    print(f"| {batch_size} | {1 / seconds:.2f} | {rate / 1e12:.1f} | {rate / peak:.0%} | {memory:.1f} |")
+    row = {
+        "windows a step": batch_size,
+        "steps a second": round(1 / seconds, 2),
+        "TFLOP/s": round(rate / 1e12, 1),
+        "of a matrix product's": round(rate / peak, 3),
+        "peak GiB": round(memory, 1),
+    }
+    print_table([row], {"GPU": torch.cuda.get_device_name()}, file)
 
 
 def main():
@@ -210,12 +226,12 @@ def main():
     parser.add_argument("what", choices=("loops", "processes", "gpu"))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a process that this one started
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
+    add_json(parser)
     arguments = parser.parse_args()
     if arguments.folder:
         train_here(arguments.folder, arguments.batch_size)
         return
-    print(hardware() + "\n")
-    {"loops": loops, "processes": processes, "gpu": gpu}[arguments.what]()
+    {"loops": loops, "processes": processes, "gpu": gpu}[arguments.what](arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ BRIGHTNESS, CONTRAST = (
 CROP_SCALE = (0.6, 1.0)  # share of the area that a random square crop keeps; ours, none is published
 
 
-def augment_crops(video_processor: JCAVideoProcessor) -> Callable[[Batch], Batch]:
+def augment_crops(video_processor: JCAVideoProcessor, tracks: bool = False) -> Callable[[Batch], Batch]:
     """
     A function that changes `pixel_values` `(batch, clips, frames, 3, height, width)` of a batch: colour jitter (authors'
-    code), mirror image, and a random square crop of any scale, resized. All frames of a clip are changed alike.
+    code), mirror image, and a random square crop of any scale, resized. All frames of a clip, or with `tracks` of a window,
+    are changed alike.
 
     Raises:
         ImportError: if Kornia is not installed.
@@ -44,8 +45,10 @@ def augment_crops(video_processor: JCAVideoProcessor) -> Callable[[Batch], Batch
         mean, std = (
             pixels.new_tensor(x).view(-1, 1, 1) for x in (video_processor.image_mean, video_processor.image_std)
         )
-        colours = (pixels * std + mean).clamp(0, 1).flatten(0, 1)  # jitter is of colours in [0, 1]
-        return {**batch, "pixel_values": ((change(colours) - mean) / std).unflatten(0, pixels.shape[:2])}
+        alike = int(tracks)
+        # jitter is of colours in [0, 1]
+        colours = (pixels * std + mean).clamp(0, 1).flatten(alike, alike + 1)
+        return {**batch, "pixel_values": ((change(colours) - mean) / std).view(pixels.shape)}
 
     return apply
 
@@ -80,10 +83,14 @@ def add_feature_noise(batch: Batch, level: float) -> Batch:
 
 
 def make_augmentation(
-    video_processor: JCAVideoProcessor, crops: bool = False, modality_dropout: float = 0.0, feature_noise: float = 0.0
+    video_processor: JCAVideoProcessor,
+    crops: bool = False,
+    modality_dropout: float = 0.0,
+    feature_noise: float = 0.0,
+    tracks: bool = False,
 ) -> Callable[[Mapping[str, Any]], Batch]:
     """What training does to each batch: see [`augment_crops`], [`drop_modality`] and [`add_feature_noise`]."""
-    change_crops = augment_crops(video_processor) if crops else None
+    change_crops = augment_crops(video_processor, tracks) if crops else None
 
     def apply(batch: Batch) -> Batch:
         if change_crops is not None:

@@ -438,12 +438,17 @@ def export(
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_extra(package, "onnx")
-    if getattr(model.config.video_config, "tracks", False):
+    if "video" in model.config.modalities and getattr(model.config.video_config, "tracks", False):
         raise ValueError(
             "The video encoder of this model was trained for tracks (tracks=True), and a graph would read each clip alone: "
             "run it with PyTorch, see optimize."
         )
-    folder, model = Path(folder), plain_copy(model).cpu()
+    folder = Path(folder)
+    if (folder / "config.json").exists() and AutoConfig.from_pretrained(
+        folder
+    ).model_type != ExportedJCAConfig.model_type:
+        raise ValueError(f"{folder} holds a model that is not exported, which would be lost: choose another folder.")
+    model = plain_copy(model).cpu()
     settings = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures")}
     precision = "float32" if calibration is None else "int8"
     config = ExportedJCAConfig(**settings, precision=precision, backend=backend)
@@ -483,21 +488,23 @@ def input_name(processor: JCAProcessor, modality: str) -> str:
 def calibration_clips(
     processor: JCAProcessor, calibration: Iterable[Any], modalities: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Up to [`MAX_CLIPS`] clips of media for each modality, `(clips, ...)`, spread over all that shows it."""
+    """Up to [`MAX_CLIPS`] clips of media for each modality, `(clips, ...)`, drawn from all that show it."""
     found: dict[str, list[torch.Tensor]] = {modality: [] for modality in modalities}
+    seen, rng = dict.fromkeys(modalities, 0), np.random.default_rng(0)
     for source in calibration:
         for window in processor.windows(source, hop=processor.span):
             inputs = processor.inputs(window)
             for modality in modalities:
                 clips = inputs[input_name(processor, modality)]
-                found[modality].append(clips[inputs[f"{modality}_mask"]])
-    out = {}
-    for modality, parts in found.items():
-        clips = torch.cat(parts) if parts else torch.empty(0)
-        if not len(clips):
-            raise ValueError(f"Nothing that was given to calibrate with holds {modality}: give videos that do.")
-        out[modality] = clips[torch.linspace(0, len(clips) - 1, min(len(clips), MAX_CLIPS)).round().long()]
-    return out
+                for clip in clips[inputs[f"{modality}_mask"]]:
+                    seen[modality] += 1  # each of those seen so far is as likely to be kept (Vitter's algorithm R)
+                    if len(found[modality]) < MAX_CLIPS:
+                        found[modality].append(clip.clone())
+                    elif (place := rng.integers(seen[modality])) < MAX_CLIPS:
+                        found[modality][place] = clip.clone()
+    if missing := [modality for modality, kept in found.items() if not kept]:
+        raise ValueError(f"Nothing that was given to calibrate with holds {' or '.join(missing)}: give videos that do.")
+    return {modality: torch.stack(kept) for modality, kept in found.items()}
 
 
 def write_graph(

@@ -149,8 +149,8 @@ def blur_crops(crops: np.ndarray, sigma: float) -> np.ndarray:
 
 def corrupt_window(window: Mapping[str, Any], corruptions: Sequence[Corruption], video_id: str) -> dict[str, Any]:
     """
-    A window of `JCAProcessor.windows` with `noise` and `blur`: other `crops` or `waveforms`, float32. Noise is drawn anew
-    for each clip.
+    A window or track of `JCAProcessor.windows` with `noise` and `blur`: other `crops` or `waveforms`, float32. Noise is
+    drawn anew for each clip; frames that the clips of a track share are spoilt once.
 
     Args:
         corruptions: those of other kinds are passed over.
@@ -159,7 +159,10 @@ def corrupt_window(window: Mapping[str, Any], corruptions: Sequence[Corruption],
     out = dict(window)
     for corruption in corruptions:
         name = INPUTS[corruption.modality]
-        if corruption.kind == "noise":
+        if corruption.kind == "noise" and name == "crops" and "frame_mask" in window:
+            generator = _generator(corruption, video_id, int(window["end_frames"][0]))
+            out[name] = add_noise(out[name], corruption.amount, generator)
+        elif corruption.kind == "noise":
             out[name] = np.stack(
                 [
                     add_noise(clip, corruption.amount, _generator(corruption, video_id, int(end)))

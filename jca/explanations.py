@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_jca import JCAModel
+from modeling_jca import JCAModel, from_windows, to_windows
 from pipeline_jca import timeline_rows
 from processing_jca import JCAProcessor
 
@@ -70,9 +70,21 @@ def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, **options
     [`modality_contributions`]. `source` and `options` are those of the pipeline: hop, faces, limits."""
     names = list(model.config.id2label.values())
 
+    sizes = processor.track_sizes(options.get("hop") or 8)
+    clip_length, stride, hop = sizes
+
     def shares() -> Iterator[dict[str, Any]]:
-        for window in processor.windows(source, **options):
+        for window in processor.windows(source, **options, tracks=model.reads_tracks):
             inputs = {name: tensor.to(model.device) for name, tensor in processor.inputs(window).items()}
-            yield {**window, "values": modality_contributions(model, **inputs)["audio_share"][0].float().cpu().numpy()}
+            shifts = 1
+            if model.reads_tracks:
+                pixels = inputs.pop("pixel_values").to(model.dtype)
+                frames = (inputs.pop(name) for name in ("frame_mask", "clip_frames"))
+                with torch.no_grad():
+                    inputs["video_features"] = model.get_track_features(pixels, *frames, sizes)
+                shifts = clip_length * stride // hop
+                inputs = {name: to_windows(x, shifts) for name, x in inputs.items()}
+            share = from_windows(modality_contributions(model, **inputs)["audio_share"], shifts)
+            yield {**window, "values": share[0].float().cpu().numpy()}
 
     return np.array([[row[name] for name in names] for row in timeline_rows(shares(), names, processor.frame_rate)])

@@ -114,7 +114,8 @@ def encode_window(
         clips = clips.to(model.device, model.dtype, non_blocking=True)
         mask = inputs[f"{modality}_mask"]
         if modality == "video" and "frame_mask" in inputs:
-            features = model.get_track_features(clips, inputs["frame_mask"].to(model.device), *sizes)
+            frames = (inputs[name].to(model.device) for name in ("frame_mask", "clip_frames"))
+            features = model.get_track_features(clips, *frames, sizes)
         else:
             features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))
         out[f"{modality}_features"] = features[0].half().cpu().numpy()
@@ -202,11 +203,8 @@ def _extract(
     corruptions: Sequence[Corruption],
 ) -> list[str]:
     """Write the file of each row; returns what could not be read."""
-    # noise is drawn for each clip, whatever others show
-    tracks = model.reads_tracks and not any(c.modality == "video" and c.kind == "noise" for c in corruptions)
-    sizes = processor.track_sizes(hop)
     loader = DataLoader(
-        _WindowStream(rows, processor, hop, corruptions, tracks),
+        _WindowStream(rows, processor, hop, corruptions, model.reads_tracks),
         batch_size=None,
         num_workers=min(num_workers, len(rows)),
         pin_memory=model.device.type == "cuda",
@@ -224,7 +222,9 @@ def _extract(
                     raise ValueError(window["error"])
                 if "inputs" in window:
                     part = {"end_frames": np.asarray(window["end_frames"]), "times": window["times"]}
-                    parts.setdefault(index, []).append({**part, **encode_window(model, window["inputs"], sizes)})
+                    parts.setdefault(index, []).append(
+                        {**part, **encode_window(model, window["inputs"], processor.track_sizes(hop))}
+                    )
                     bar.update(len(window["times"]))
                 else:
                     _write(paths[index], schema, rows[index], parts.pop(index))

@@ -65,7 +65,8 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
             found = sorted(file for file in Path(path).rglob("*") if _is_video(file, Path(path)))
             if not found:
                 raise FileNotFoundError(f"The folder {path!r} holds no video (*{', *'.join(MEDIA_SUFFIXES)}).")
-            sources.update({str(file): file.relative_to(path) for file in found})
+            for file in found:
+                sources.setdefault(str(file), file.relative_to(path))
         elif os.path.lexists(path):
             sources[path] = Path(Path(path).name)
         else:
@@ -83,6 +84,18 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
             f"{' and '.join(same)} would have the same files {double[0]}.*: give them in runs of their own."
         )
     return {source: str(name) for source, name in names.items()}
+
+
+def check_names(sources: Mapping[str, str], save: Sequence[str]) -> None:
+    """Raise a ValueError if a file of two videos would be the same; arguments as of [`predict_files`]."""
+    owners: dict[str, str] = {}
+    for source, name in sources.items():
+        for suffix in (*(SUFFIXES[kind] for kind in save), ".incomplete.txt"):
+            if owners.setdefault(f"{name}{suffix}", source) != source:
+                raise ValueError(
+                    f"{owners[name + suffix]} and {source} would both have the file {name}{suffix}: give them in runs of "
+                    "their own."
+                )
 
 
 def _is_video(file: Path, folder: Path) -> bool:
@@ -131,14 +144,7 @@ def predict_files(
     pipe.processor.plan(0, hop)
     if explain:
         check_modalities(pipe.model)
-    owners: dict[str, str] = {}
-    for source, name in sources.items():
-        for suffix in (*(SUFFIXES[kind] for kind in save), ".incomplete.txt"):
-            if owners.setdefault(f"{name}{suffix}", source) != source:
-                raise ValueError(
-                    f"{owners[name + suffix]} and {source} would both have the file {name}{suffix}: give them in runs of "
-                    "their own."
-                )
+    check_names(sources, save)
     settings = {"model": _fingerprint(pipe.model.name_or_path), "backend": backend}
     settings |= {"hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)

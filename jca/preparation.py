@@ -467,10 +467,10 @@ class PreparedVideo:
         heard = [(start < stop) & (start + self.processor.clip_samples > first) for first, stop in spans]
         return np.any(heard, axis=0) if heard else np.zeros(len(ends), bool)
 
-    def buffer(self, first: int, last: int) -> WindowBuffer:
+    def buffer(self, first: int, last: int, hop: int) -> WindowBuffer:
         """A buffer that holds the clips that end with grid frames `first` to `last`, for its `clip_crops` and
-        `clip_waveform`."""
-        buffer = WindowBuffer(self.processor, self.processor.span)
+        `clip_waveform`; of frames that show no face, those of clips with this hop are taken into account."""
+        buffer = WindowBuffer(self.processor, hop)
         buffer.origin, buffer.sound = self.clock[0], self.sound
         buffer.num_frames = self.num_grid_frames
         low = max(first - self.processor.span + 1, 0)
@@ -478,9 +478,9 @@ class PreparedVideo:
         buffer.crops[0] = {low + g: self.crop(frame) for g, frame in enumerate(shown) if self.has_crop[frame]}
         return buffer
 
-    def window(self, ends: Sequence[int], modalities: Sequence[str] = ("video", "audio")) -> dict[str, Any]:
-        """A window of clips with these end frames, as of `JCAProcessor.windows`."""
-        return self.buffer(ends[0], ends[-1]).window(0, [int(end) for end in ends], modalities)
+    def window(self, ends: Sequence[int], hop: int, modalities: Sequence[str] = ("video", "audio")) -> dict[str, Any]:
+        """A window of clips with these end frames, as of `JCAProcessor.windows` with this hop."""
+        return self.buffer(ends[0], ends[-1], hop).window(0, [int(end) for end in ends], modalities)
 
 
 def video_windows(row: Mapping, processor: JCAProcessor, hop: int, tracks: bool = False) -> Iterator[dict[str, Any]]:

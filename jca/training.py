@@ -140,6 +140,7 @@ def fit(
         arguments.augment_crops,
         arguments.modality_dropout if len(model.config.modalities) > 1 else 0.0,  # the only one is not dropped
         arguments.feature_noise,
+        getattr(model.config.video_config, "tracks", False),
     )
     average = None
     if arguments.ema_decay is not None:
@@ -605,24 +606,31 @@ def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **o
     processor, data = build_processor(recipe), recipe.data
     train, selected, reported = load_splits(recipe, fold)
     windows = MediaWindowDataset(train, processor, data.hop, every_phase=True)
-    selected, reported = (MediaWindowDataset(rows, processor, data.hop) for rows in (selected, reported))
+    selected = MediaWindowDataset(selected, processor, data.hop)
     names = list(JCAModel.from_pretrained(start).config.id2label.values())
 
-    def scored(dataset):
-        return lambda model, pictures=None: score_windows(
-            model, dataset, dataset.frame_labels, processor.frame_rate, names, pictures, data.num_workers
+    def validate(model: JCAModel, pictures: Path | None) -> dict[str, float]:
+        return score_windows(
+            model, selected, selected.frame_labels, processor.frame_rate, names, pictures, data.num_workers
         )
+
+    def report(
+        model: JCAModel,
+    ) -> dict[str, float]:  # as the pipeline computes, which shares what windows have in common
+        cache = Path(recipe.output_dir) / "cache"
+        features = extract_features(reported, model, processor, data.hop, cache, data.num_workers)
+        return evaluate(model, features, processor, data.hop)
 
     fit(
         JCAModel.from_pretrained(start),
         windows,
-        scored(selected),
+        validate,
         recipe.end_to_end,
         folder,
         processor,
         seed,
         data.num_workers,
-        report=scored(reported),
+        report=report,
         settings=settings,
         about=_about(recipe, "end_to_end", fold),
         **options,

@@ -41,7 +41,7 @@ class ClipDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Dataset, processor: JCAProcessor, modality: str, hop: int):
-        self.paths, self.processor, self.modality = rows["media_path"][:], processor, modality
+        self.paths, self.processor, self.modality, self.hop = rows["media_path"][:], processor, modality, hop
         videos, ends, labels = [], [], []
         for index, row in enumerate(rows):
             video = PreparedVideo(row["media_path"], processor)
@@ -71,9 +71,9 @@ class ClipDataset(torch.utils.data.Dataset):
         video, end = self._open(self.paths[self.rows[index]]), int(self.ends[index])
         labels = torch.from_numpy(self.labels[index][None])
         if self.modality == "video":
-            crops = video.buffer(end, end).clip_crops(0, end)[0]
+            crops = video.buffer(end, end, self.hop).clip_crops(0, end)[0]
             return {**self.processor.video_processor(crops[None]), "labels": labels}
-        waveform = video.buffer(end, end).clip_waveform(end)[0]
+        waveform = video.buffer(end, end, self.hop).clip_waveform(end)[0]
         return {self.processor.audio_input_name: self.processor.audio_inputs(waveform[None]), "labels": labels}
 
 
@@ -205,7 +205,7 @@ class MediaWindowDataset(PlacedWindows):
 
     Args:
         hop, every_phase: see [`WindowDataset`].
-        modalities: what is read.
+        modalities: what is read. With one alone, clips that do not show it have no label: nothing is to be learnt from them.
     """
 
     def __init__(
@@ -216,7 +216,8 @@ class MediaWindowDataset(PlacedWindows):
         every_phase: bool = False,
         modalities: Sequence[str] = ("video", "audio"),
     ):
-        self.paths, self.processor, self.modalities = rows["media_path"][:], processor, modalities
+        self.paths, self.processor = rows["media_path"][:], processor
+        self.hop, self.modalities = hop, modalities
         videos = [PreparedVideo(path, processor) for path in self.paths]
         self.times, self.frame_labels = [video.times for video in videos], [frame_labels(row) for row in rows]
         self.place([video.num_grid_frames for video in videos], processor, hop, every_phase)
@@ -229,8 +230,10 @@ class MediaWindowDataset(PlacedWindows):
         if self._open is None:
             self._open = lru_cache(maxsize=None)(lambda path: PreparedVideo(path, self.processor))
         row, ends = self.rows[index], self.firsts[index] + self.offsets
-        window = self._open(self.paths[row]).window(ends, self.modalities)
+        window = self._open(self.paths[row]).window(ends, self.hop, self.modalities)
         labels = labels_at(ends, self.times[row], self.frame_labels[row], self.processor.frame_rate)
+        if len(self.modalities) == 1:
+            labels[~window[f"{self.modalities[0]}_mask"]] = IGNORED_LABEL
         inputs = {name: values[0] for name, values in self.processor.inputs(window).items()}
         return {**inputs, "labels": torch.from_numpy(labels)}
 

@@ -16,7 +16,7 @@ from jca.affwild2 import read_annotation
 from jca.backends import DTYPES, load_pipeline
 from jca.corpus import split_by_length
 from jca.evaluation import parse_smoothing
-from jca.prediction import SUFFIXES, find_sources, predict_files
+from jca.prediction import SUFFIXES, check_names, find_sources, predict_files
 from processing_jca import FACES
 
 
@@ -51,6 +51,7 @@ def main():
     state = PartialState(timeout=timedelta(days=1))  # videos may be long, and the others wait
     try:
         sources = find_sources(arguments.sources)
+        check_names(sources, arguments.save)  # of all processes
         pipe = load_pipeline(arguments.model, arguments.backend, state.device)
         sizes = [os.path.getsize(source) if os.path.exists(source) else 0 for source in sources]
         mine = [list(sources)[index] for index in split_by_length(sizes, state.num_processes)[state.process_index]]

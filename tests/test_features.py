@@ -163,7 +163,9 @@ def whole(corpus, model_folder, tmp_path_factory):
 
 def test_killed_at_any_moment_it_ends_with_the_same_files(corpus, model_folder, whole, tmp_path):
     rng, rounds = np.random.default_rng(0), []
-    context = multiprocessing.get_context("fork")  # a process of its own without the seconds of its imports
+    # processes without the seconds of their imports, forked off one that has no threads of other tests
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest", "jca.features", "jca.affwild2"])
     for _ in range(10):
         process = context.Process(target=extract, args=(corpus, model_folder, tmp_path))
         process.start()

@@ -35,7 +35,9 @@ def test_wheel_holds_exactly_the_package(tmp_path):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {f"jca/{path.name}" for path in (ROOT / "jca").glob("*.py")}
     flat = {path.name for path in ROOT.glob("*_jca.py")}
-    assert names == modules | flat | {"jca/py.typed"}
+    templates = {f"jca/templates/{path.name}" for path in (ROOT / "jca/templates").glob("*.md")}
+    assert len(templates) == 2
+    assert names == modules | flat | templates | {"jca/py.typed"}
     metadata = zipfile.ZipFile(wheel).read(f"{wheel.name.split('-py3')[0]}.dist-info/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
@@ -106,4 +108,6 @@ def test_importing_costs_little_beside_what_is_imported():
             everything += int(microseconds)
             own += int(microseconds) if name.split(".")[0] == "jca" or name.endswith("_jca") else 0
     assert 0 < own <= 0.5 * (everything - own)
-    assert not [line for line in lines if line.endswith((" gradio", " matplotlib", " openvino", " onnxruntime", " datasets"))]
+    assert not [
+        line for line in lines if line.endswith((" gradio", " matplotlib", " openvino", " onnxruntime", " datasets"))
+    ]

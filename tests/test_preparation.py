@@ -119,7 +119,7 @@ def test_any_clip_is_that_of_the_stream(folder):
         for clip, end in enumerate(window["end_frames"]):
             if end >= video.num_grid_frames:
                 continue
-            buffer = video.buffer(int(end), int(end))
+            buffer = video.buffer(int(end), int(end), 4)
             crops, face = buffer.clip_crops(0, int(end))
             waveform, sound = buffer.clip_waveform(int(end))
             np.testing.assert_array_equal(crops, window["crops"][clip])
@@ -269,7 +269,7 @@ def test_grid_of_a_video_that_starts_late(start, tmp_path):
     video = PreparedVideo(tmp_path / "prepared/train/a.arrow", processor)
     for window in processor.windows_of(video.events(), 1, "a"):
         inside = [end for end in window["end_frames"] if end < video.num_grid_frames]
-        ours = video.window(inside)
+        ours = video.window(inside, 1)
         np.testing.assert_array_equal(ours["crops"], window["crops"][: len(inside)])
         np.testing.assert_array_equal(ours["waveforms"], window["waveforms"][: len(inside)])
 

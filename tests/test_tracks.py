@@ -13,6 +13,7 @@ from transformers import AutoModel, pipeline
 
 import jca
 from encoders_jca import encode, encode_track, reads_tracks
+from jca import R2Plus1DConfig, R2Plus1DModel
 from jca.affwild2 import load_affwild2
 from jca.features import extract_features
 from jca.preparation import load_prepared, prepare, video_windows
@@ -28,6 +29,18 @@ def frames(count, size=20, batch=2, seed=0):
     return torch.randn(batch, count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def places(count, length, stride, hop, batch=2):
+    """Where the frames of the clips of a track of `count` frames are, `(batch, clips, length)`."""
+    firsts = torch.arange(0, count - (length - 1) * stride, hop)
+    return (firsts[:, None] + stride * torch.arange(length)).expand(batch, -1, -1)
+
+
+def encode_all(encoder, track, stride, hop, mask=None):
+    """All clips of 8 frames of a track."""
+    mask = torch.ones(track.shape[:2]) if mask is None else mask
+    return encode_track(encoder, track, mask, places(track.shape[1], 8, stride, hop, len(track)), (8, stride, hop))
+
+
 def cut(track, length, stride, hop):
     """The clips of a track, `(batch, clips, length, ...)`."""
     firsts = range(0, track.shape[1] - (length - 1) * stride, hop)
@@ -41,7 +54,8 @@ def cut(track, length, stride, hop):
 @torch.no_grad()
 def test_a_clip_that_is_a_track_has_the_features_of_the_clip(name):
     encoder, clip = tiny_encoder(name), frames(8)
-    track = encode_track(encoder, clip, torch.ones(2, 8), 8, 1, 8)
+    encoder.config.tracks = name != "resnet_gru"
+    track = encode_all(encoder, clip, 1, 8)
     torch.testing.assert_close(track[:, 0], encoder(clip).pooler_output)
 
 
@@ -50,16 +64,17 @@ def test_a_clip_that_is_a_track_has_the_features_of_the_clip(name):
 def test_every_hop_gives_the_same_clips(name):
     """The clips that two hops have in common are the same, also where frames of a clip are several frames apart."""
     encoder = tiny_encoder(name)
+    encoder.config.tracks = name != "resnet_gru"
     track = frames(52, batch=1)
-    mask = torch.ones(track.shape[:2])
-    dense = encode_track(encoder, track, mask, 8, 1, 1)
-    assert dense.shape[1] == track.shape[1] - 7
-    for hop in (2, 4, 8):
-        torch.testing.assert_close(encode_track(encoder, track, mask, 8, 1, hop), dense[:, ::hop])
-    apart = encode_track(encoder, track, mask, 8, 4, 1)
-    assert apart.shape[1] == track.shape[1] - 28
+    dense = encode_all(encoder, track, 1, 1)
+    assert dense.shape[1] == 45
+    for hop in (2, 4, 8):  # the last ones see where the track ends
+        got = encode_all(encoder, track, 1, hop)
+        torch.testing.assert_close(got[:, :-16 // hop], dense[:, ::hop][:, :-16 // hop], atol=1e-4, rtol=1e-4)
+    apart = encode_all(encoder, track, 4, 1)
+    assert apart.shape[1] == 24
     for first in range(4):
-        alone = encode_track(encoder, track[:, first::4], mask[:, first::4], 8, 1, 1)
+        alone = encode_all(encoder, track[:, first::4], 1, 1)
         torch.testing.assert_close(apart[:, first::4], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -87,16 +102,18 @@ def test_encoders_of_frames_lose_nothing(config):
     model = tiny_model(video_config=config)
     assert model.reads_tracks
     size = config.get("image_size", 20)
-    track = frames(40, size)
+    track, everything = frames(40, size), torch.ones(2, 40)
     for stride, hop in ((1, 2), (4, 1), (2, 3)):
-        features = model.get_track_features(track, torch.ones(2, 40), 8, stride, hop)
+        features = model.get_track_features(track, everything, places(40, 8, stride, hop), (8, stride, hop))
         torch.testing.assert_close(features, model.get_video_features(cut(track, 8, stride, hop)), atol=1e-5, rtol=1e-4)
-    mask = torch.ones(2, 40)
-    mask[0, 3:9] = 0  # frames without a face count for nothing, whatever stands there
-    changed = track.clone()
-    changed[0, 3:9] = 1e3
-    expected = model.get_track_features(track, mask, 8, 1, 2)
-    torch.testing.assert_close(model.get_track_features(changed, mask, 8, 1, 2), expected)
+    # frames may stand anywhere, and those without a face be anything
+    mask, clips = everything.clone(), torch.randint(9, 40, (2, 5, 8))
+    mask[:, 3:9], track[:, 3:9], clips[1, 2] = 0, torch.nan, -1
+    features = model.get_track_features(track, mask, clips, (8, 1, 2))
+    expected = model.get_video_features(torch.stack([track[b, clips[b].clamp(min=9)] for b in range(2)]))
+    assert not features[1, 2].any()
+    expected[1, 2] = 0
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -105,8 +122,19 @@ def test_each_frame_is_encoded_once():
     model.video_encoder.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    model.get_track_features(frames(40), torch.ones(2, 40), 8, 1, 2)
+    model.get_track_features(frames(40), torch.ones(2, 40), places(40, 8, 1, 2), (8, 1, 2))
     assert sum(seen) == 80
+
+
+def test_tracks_that_can_not_be_are_refused(video):
+    with pytest.raises(ValueError, match="'videomae' can not"):
+        tiny_model(video_config={**encoder_config("videomae").to_dict(), "tracks": True})
+    with pytest.raises(ValueError, match="Clips have 4 frames, and tracks need a multiple of 8"):
+        R2Plus1DModel(R2Plus1DConfig(tracks=True)).forward_track(frames(8), 4, 4)
+    with pytest.raises(ValueError, match="Clips have one frame, and tracks need two"):
+        tiny_encoder("i3d").forward_track(frames(8), 1, 1)
+    with pytest.raises(ValueError, match="live=True gives clips one by one"):
+        next(tiny_processor().windows(video, live=True, tracks=True))
 
 
 @torch.no_grad()
@@ -117,7 +145,7 @@ def test_a_window_is_a_track_where_the_configuration_says_so():
     mask[1, 3] = 0
     features = model.get_video_features(clips, mask)
     shown = mask.repeat_interleave(8, dim=1)
-    expected = model.get_track_features(frames(64), shown, 8, 1, 8)
+    expected = model.get_track_features(frames(64), shown, places(64, 8, 1, 8), (8, 1, 8))
     assert not features[1, 3].any()
     torch.testing.assert_close(features[mask != 0], expected[mask != 0])
     alone = tiny_model(video_config=TINY_VIDEO).get_video_features(clips)
@@ -143,15 +171,20 @@ def test_a_track_holds_the_clips_of_the_windows(video, hop):
     seen = 0
     for track in processor.windows(video, hop=hop, tracks=True):
         rows = rows[len(track["rows"]) :] if rows[: len(track["rows"])] == track["rows"] else None
-        assert len(track["frame_mask"]) == len(track["crops"]) == (len(track["end_frames"]) - 1) * step + 7 * stride + 1
+        grid = (len(track["end_frames"]) - 1) * step + 7 * stride + 1
+        assert len(track["frame_mask"]) == len(track["crops"]) == grid + 32
         for index, end in enumerate(track["end_frames"].tolist()):
-            if end >= 600:  # beyond the end of the video
+            if end not in clips:  # beyond the end of the video
+                assert not track["video_mask"][index]
                 continue
             for name in ("waveforms", "video_mask", "audio_mask"):
                 np.testing.assert_array_equal(track[name][index], clips[end][name])
-            if end >= 31:  # a clip that is cut off takes other frames when it is alone
-                cropped = track["crops"][index * step :][: 7 * stride + 1 : stride]
-                np.testing.assert_array_equal(cropped, clips[end]["crops"])
+            if not track["video_mask"][index]:
+                assert (track["clip_frames"][index] == -1).all()
+                continue
+            np.testing.assert_array_equal(track["crops"][track["clip_frames"][index]], clips[end]["crops"])
+            if 31 <= end < 600:
+                np.testing.assert_array_equal(track["clip_frames"][index], index * step + stride * np.arange(8))
                 seen += 1
     assert rows == []
     assert seen == sum(31 <= end < 600 for end in clips)
@@ -184,11 +217,10 @@ def test_rows_of_an_encoder_of_frames_are_those_of_its_windows(folder_of, video)
     for window in processor.windows(video):
         values = model(**processor.inputs(window)).logits[0]
         for end, (valence, _) in zip(window["end_frames"].tolist(), values.tolist(), strict=True):
-            # the windows of which all clips lie in the video
-            if window["end_frames"][0] >= 31 and window["end_frames"][-1] < 600:
+            if end < 600:
                 assert rows[end]["valence"] == pytest.approx(np.clip(valence, -1, 1), abs=1e-5)
                 checked += 1
-    assert checked == 16
+    assert checked == 75
     np.testing.assert_allclose(column(pipe.stream(video)), column(rows), atol=1e-6)
     for got in pipe([video, video], batch_size=3):
         np.testing.assert_allclose(column(got), column(rows), atol=1e-5)
@@ -201,7 +233,8 @@ def test_rows_of_a_model_of_tracks(folder_of, video):
     rows = column(pipe(video))
     track = next(processor.windows(video, tracks=True))
     inputs = processor.inputs(track)
-    features = model.get_track_features(inputs["pixel_values"], inputs["frame_mask"], *processor.track_sizes(8))
+    names = ("pixel_values", "frame_mask", "clip_frames")
+    features = model.get_track_features(*(inputs[name] for name in names), processor.track_sizes(8))
     for shift in range(4):  # clips that follow each other without overlap are a window
         clips = slice(shift, None, 4)
         masks = {name: inputs[name][:, clips] for name in ("video_mask", "audio_mask")}
@@ -235,7 +268,8 @@ def test_features_and_training_read_tracks(folder_of, tmp_path):
     np.testing.assert_allclose(features["video_features"], media["video_features"], atol=1e-2)
     track = next(video_windows(splits["validation"][0], processor, 8, tracks=True))
     inputs = processor.inputs(track)
-    expected = model.get_track_features(inputs["pixel_values"], inputs["frame_mask"], *processor.track_sizes(8))[0]
+    names = ("pixel_values", "frame_mask", "clip_frames")
+    expected = model.get_track_features(*(inputs[name] for name in names), processor.track_sizes(8))[0]
     got = np.array(features["video_features"])[: len(track["end_frames"])]
     shown = track["video_mask"]
     np.testing.assert_allclose(got[shown], expected.detach().numpy()[shown], atol=1e-2)

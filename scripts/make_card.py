@@ -1,0 +1,30 @@
+"""Model card of a trained model's folder, written into it as README.md, or of a recipe, printed.
+
+A recipe's card is that of a model that was not trained, or with --metrics of one that was:
+
+    python scripts/make_card.py recipes/demo.yaml --metrics model_cards/demo_metrics.json > model_cards/demo.md
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from jca.cards import recipe_card, write_card
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder of a trained model, or a recipe")
+    parser.add_argument("--metrics", help="metrics.json of the recipe's fusion")
+    arguments = parser.parse_args()
+    if Path(arguments.source).is_dir():
+        if arguments.metrics:
+            parser.error("a folder has its own metrics.json")
+        print(write_card(arguments.source))
+    else:
+        metrics = json.loads(Path(arguments.metrics).read_text()) if arguments.metrics else None
+        print(recipe_card(arguments.source, metrics))
+
+
+if __name__ == "__main__":
+    main()
