@@ -55,7 +55,8 @@ class R2Plus1DConfig(PreTrainedConfig):
         """Width of the feature of a clip."""
         return self.hidden_sizes[-1] * (self.spatial_size or 1) ** 2
 
-    def validate_stages(self):
+    def validate_stages(self) -> None:
+        """Raises ValueError for stages that do not fit each other."""
         if len(self.hidden_sizes) != len(self.depths) or not self.hidden_sizes:
             raise ValueError(
                 f"hidden_sizes={list(self.hidden_sizes)} and depths={list(self.depths)} must name the same stages, at "
@@ -103,7 +104,8 @@ class I3DConfig(PreTrainedConfig):
         """Width of the feature of a clip."""
         return self.tcn_channels[-1] if self.tcn_channels else sum(self.width(c) for c in (384, 384, 128, 128))
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
+        """Raises ValueError for a size that can not be."""
         if self.width_multiplier <= 0:
             raise ValueError(f"width_multiplier={self.width_multiplier} must be above 0.")
         if self.tcn_kernel_size < 1:
@@ -133,7 +135,8 @@ class ResNetGRUConfig(PreTrainedConfig):
     hidden_size: int = 512
     num_layers: int = 1
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
+        """Raises ValueError for a size that can not be."""
         for name in ("hidden_size", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -150,10 +153,10 @@ WITHOUT_SPEC_AUGMENT = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerd
 class _EncoderSpec(SubConfigSpec):
     """Any encoder of Transformers, and ours, which `AutoConfig` knows only where `jca` was imported."""
 
-    def get_config_class(self, model_type: str | None = None):
+    def get_config_class(self, model_type: str | None = None) -> type[PreTrainedConfig]:
         return OWN_ENCODER_CONFIGS.get(model_type) or super().get_config_class(model_type)
 
-    def create_subconfig(self, key, subconfig=None, **kwargs):
+    def create_subconfig(self, key: str, subconfig: Any = None, **kwargs: Any) -> Any:
         if isinstance(subconfig, dict):
             config_class = self.get_config_class(subconfig.get("model_type", self.model_type))
             off = {name: value for name, value in WITHOUT_SPEC_AUGMENT.items() if hasattr(config_class, name)}
@@ -251,7 +254,7 @@ class JCAConfig(PreTrainedConfig):
         }
     }
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = {0: "valence", 1: "arousal"}
             self.label2id = {"valence": 0, "arousal": 1}
@@ -268,7 +271,8 @@ class JCAConfig(PreTrainedConfig):
         output["custom_pipelines"] = {task: dict(spec) for task, spec in self._custom_pipelines.items()}
         return output
 
-    def validate_fusion(self):
+    def validate_fusion(self) -> None:
+        """Raises ValueError for modalities, a fusion or layers over time that are not known or do not fit each other."""
         modalities = list(self.modalities)
         if not modalities or len(set(modalities)) != len(modalities) or set(modalities) - set(MODALITIES):
             raise ValueError(f"modalities={modalities} must be one or both of {list(MODALITIES)}.")
@@ -288,7 +292,8 @@ class JCAConfig(PreTrainedConfig):
         if self.head_input == "raw_video" and len(modalities) < 2:
             raise ValueError(f'head_input="raw_video" needs video and audio, and modalities={modalities}.')
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
+        """Raises ValueError for a size that can not be."""
         for name in (
             "num_clips",
             "attention_size",

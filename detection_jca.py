@@ -312,7 +312,7 @@ def networks() -> tuple[Network, Network, Network]:
 
 @torch.no_grad()
 def load_weights(network: Network, file: Path) -> None:
-    """Copy the arrays of a file into the parameters, which are in the same order."""
+    """Copy the arrays of a file into the parameters, which are in the same order and have the same shapes."""
     try:
         arrays = list(read_arrays(lz4_frame.decompress(file.read_bytes())))
         for parameter, array in zip(network.parameters(), arrays, strict=True):

@@ -4,11 +4,12 @@ Shapes: `(batch, clips, ...)` in, pooled features `(batch, clips, size)` out; an
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -102,12 +103,12 @@ class R2Plus1DModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_convolution_weights(module)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): normalised crops.
@@ -283,7 +284,7 @@ class TCN(nn.Sequential):
 
     def __init__(self, channels: list[int], kernel_size: int, dropout: float):
         super().__init__(
-            *(TCNBlock(*channels[i : i + 2], kernel_size, 2**i, dropout) for i in range(len(channels) - 1))
+            *(TCNBlock(channels[i], channels[i + 1], kernel_size, 2**i, dropout) for i in range(len(channels) - 1))
         )
 
 
@@ -322,12 +323,12 @@ class I3DModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_convolution_weights(module)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): crops in [-1, 1] for
@@ -380,7 +381,7 @@ class ResNetGRUModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.GRU):
             bound = module.hidden_size**-0.5  # torch's default
@@ -388,7 +389,7 @@ class ResNetGRUModel(PreTrainedModel):
                 init.uniform_(parameter, -bound, bound)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): normalised crops.
@@ -446,7 +447,7 @@ def trim_encoder(model: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def build_encoder(config, modality: str) -> PreTrainedModel:
+def build_encoder(config: PreTrainedConfig, modality: str) -> PreTrainedModel:
     """
     The encoder of a sub-config, for the slot `"video"` or `"audio"`.
 
@@ -476,7 +477,7 @@ def build_encoder(config, modality: str) -> PreTrainedModel:
     return encoder
 
 
-def feature_size(config) -> int | None:
+def feature_size(config: PreTrainedConfig) -> int | None:
     """Width of the feature that the encoder of this sub-config makes of a clip, None if the config does not say."""
     if getattr(config, "add_adapter", False):  # of the wav2vec2 family
         return config.output_hidden_size

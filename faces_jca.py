@@ -298,10 +298,12 @@ class Sight(NamedTuple):
 
     @property
     def middle(self) -> np.ndarray:
+        """Middle of the box `(2,)`, x and y in px."""
         return (self.box[:2] + self.box[2:]) / 2
 
     @property
     def size(self) -> float:
+        """Side (px) of a square as large as the box."""
         return float(np.sqrt(np.prod(self.box[2:] - self.box[:2])))
 
     def distance(self, point: np.ndarray) -> float:

@@ -6,6 +6,7 @@ In the equations features are columns, `X ∈ R^{dim x L}` of `L` clips; in the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ except ImportError:  # installed or on sys.path: a top-level module
     from encoders_jca import TCN, init_convolution_weights
 
 
+# video and audio `(batch, clips, dim)`, their maps
+Fused = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 GATE_TEMPERATURE = 0.1  # authors' code of dynamic cross-attention (arXiv 2403.19554)
 
 
@@ -31,7 +34,9 @@ class ConcatFusion(nn.Module):
     def __init__(self, config: JCAConfig, size: int):
         super().__init__()
 
-    def forward(self, video, audio, video_mask, audio_mask):
+    def forward(
+        self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
+    ) -> Fused:
         return video, audio, None, None
 
 
@@ -50,7 +55,9 @@ class CrossAttentionFusion(nn.Module):
         self.temperature = config.temperature
         self.correlation = nn.Linear(size, size, bias=False)  # W
 
-    def forward(self, video, audio, video_mask, audio_mask):
+    def forward(
+        self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
+    ) -> Fused:
         scores = audio @ self.correlation(video).mT / self.temperature  # Z / T: (batch, audio clips, video clips)
         lowest = torch.finfo(scores.dtype).min  # a clip that is not there is not attended to
         audio_map = scores.masked_fill(audio_mask == 0, lowest).softmax(dim=1)
@@ -100,7 +107,9 @@ class JointCrossAttentionFusion(nn.Module):
         self.video_attention = JointCrossAttention(config, size)
         self.audio_attention = JointCrossAttention(config, size)
 
-    def forward(self, video, audio, video_mask, audio_mask):
+    def forward(
+        self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
+    ) -> Fused:
         check_window(video, self.num_clips, "joint_cross_attention")
         joint = torch.cat([video, audio], dim=-1)
         video, video_map = self.video_attention(video, joint)
@@ -148,7 +157,9 @@ class DenseCoAttentionFusion(nn.Module):
         self.video_attention = DenseCoAttention(config, size)
         self.audio_attention = DenseCoAttention(config, size)
 
-    def forward(self, video, audio, video_mask, audio_mask):
+    def forward(
+        self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
+    ) -> Fused:
         check_window(video, self.num_clips, "dense_co_attention")
         query = self.query(torch.cat([video, audio], dim=-1))
         video, video_map = self.video_attention(video, query)
@@ -164,7 +175,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention as Transformers' interface asks for it: `(batch, heads, clips, dim)` to `(batch, clips, heads, dim)`."""
     weights = query @ key.mT * scaling
@@ -191,8 +202,10 @@ class CrossModalLayer(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(size, size) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
 
-    def forward(self, features, other, other_mask):
-        def heads(states):
+    def forward(
+        self, features: torch.Tensor, other: torch.Tensor, other_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def heads(states: torch.Tensor) -> torch.Tensor:
             return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
         other = self.other_norm(other)
@@ -223,7 +236,9 @@ class TransformerFusion(nn.Module):
         self.video_attention = CrossModalLayer(config, size)
         self.audio_attention = CrossModalLayer(config, size)
 
-    def forward(self, video, audio, video_mask, audio_mask):
+    def forward(
+        self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
+    ) -> Fused:
         attended_video, video_map = self.video_attention(video, audio, audio_mask)
         attended_audio, audio_map = self.audio_attention(audio, video, video_mask)
         return attended_video, attended_audio, video_map, audio_map

@@ -70,13 +70,14 @@ SCALING = 0x2 | 0x40000 | 0x2000
 class Waveform:
     """Mono samples that arrive in pieces, addressed by their position on the media's clock (seconds * sampling rate)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.starts: list[int] = []  # of the pieces, rising
         self.pieces: list[np.ndarray] = []
         self.longest = 0  # samples of the longest piece: none that starts further ahead reaches a position
         self.end = -float("inf")
 
     def write(self, start: int, samples: np.ndarray) -> None:
+        """Take samples `(n,)`, of which the first stands at `start`."""
         index = bisect_right(self.starts, start)
         self.starts.insert(index, start)
         self.pieces.insert(index, samples)
@@ -95,6 +96,7 @@ class Waveform:
         return out, found
 
     def forget(self, before: int) -> None:
+        """Let go of pieces that end before a position."""
         index = bisect_left(self.starts, before - self.longest)
         del self.starts[:index], self.pieces[:index]
 
@@ -176,10 +178,12 @@ class Packets:
 
     @property
     def seconds(self) -> float:
+        """Time (s) at which what has come ends."""
         return max(self.ends.values(), default=0.0)
 
     @property
     def missing(self) -> float:
+        """Seconds that were promised and did not come; infinite where it broke off and nothing says how far it went."""
         late = max(
             (end - self.ends.get(index, 0.0) for index, end in self.promises.items() if index is not None), default=0.0
         )
@@ -216,6 +220,7 @@ class Voice:
         yield from self.push(frame)
 
     def push(self, frame: "av.AudioFrame | None") -> Iterator[tuple[float, np.ndarray]]:
+        """Times (s) and mono samples `(n,)` of a frame, or with None of what is left."""
         try:
             pieces = self.resampler.resample(frame) if self.resampler else ()
         except av.error.FFmpegError:

@@ -5,7 +5,7 @@ Shapes: `batch` windows of `clips` clips; a clip is `frames` face crops and the 
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -183,13 +183,13 @@ class JCAModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_fusion_weights(module)  # the encoders have their own
 
     @classmethod
     def from_encoders(
-        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs
+        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs: Any
     ) -> "JCAModel":
         """
         A model with trained encoders, and a fusion and regressors that are still to be trained.
@@ -337,7 +337,13 @@ class JCAModel(PreTrainedModel):
         """
         return encode_present(self.audio_encoder, input_features, audio_mask)
 
-    def _modality(self, modality, inputs, features, mask):
+    def _modality(
+        self,
+        modality: str,
+        inputs: torch.Tensor | None,
+        features: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Encode and check one modality: its features `(batch, clips, size)` and mask `(batch, clips, 1)`."""
         if features is None and inputs is not None:
             features = getattr(self, f"get_{modality}_features")(inputs, mask)
@@ -367,7 +373,7 @@ class JCAModel(PreTrainedModel):
         # first layer, whose gradient would be 0 * NaN
         return torch.where(mask == 0, 0, features), mask
 
-    def _prepare(self, modality, features, mask):
+    def _prepare(self, modality: str, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Project one modality, zero what is masked, run its temporal layer: `(batch, clips, dim)` as the fusion sees it."""
         if self.config.projection_size is not None:
             features = getattr(self, f"{modality}_projection")(features)
@@ -386,7 +392,7 @@ class JCAModel(PreTrainedModel):
         labels: torch.FloatTensor | None = None,
         output_attentions: bool | None = None,
         input_values: torch.FloatTensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> JCAModelOutput:
         r"""
         Args:

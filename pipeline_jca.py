@@ -56,6 +56,7 @@ def smooth(values: np.ndarray, times: np.ndarray, size: int, frame_rate: float =
 
 
 def check_smoothing(size: Any) -> None:
+    """Raises ValueError for what is no odd number of frames."""
     if type(size) is not int or size < 1 or size % 2 == 0:
         raise ValueError(
             f"smoothing={size!r} must be an odd number of frames, such as 21 (an even one shifts the series), or "
@@ -213,7 +214,15 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
     _load_image_processor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, hop=None, smoothing=None, faces=None, limits=None, speaking=None, **kwargs):
+    def _sanitize_parameters(
+        self,
+        hop: Any = None,
+        smoothing: Any = None,
+        faces: Any = None,
+        limits: Any = None,
+        speaking: Any = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
             raise TypeError(
                 f"{sorted(kwargs)} are no arguments of this pipeline: it takes hop, smoothing, faces, limits, speaking and "
@@ -285,7 +294,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
             name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
         }
 
-    def preprocess(self, inputs: Any, **options: Any):
+    def preprocess(self, inputs: Any, **options: Any) -> Iterator[dict[str, Any]]:
         previous = None
         for window in self._windows(inputs, **options):
             if previous is not None:
@@ -300,7 +309,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         place = {"face": window["face"], "end_frames": window["end_frames"].tolist(), "rows": window["rows"]}
         return {**place, **self.processor.inputs(window)}
 
-    def _forward(self, model_inputs: dict[str, Any]):
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         names = ("is_last", "face", "end_frames", "rows")
         extra = {name: model_inputs.pop(name) for name in names if name in model_inputs}
         inputs = self._cast(model_inputs)
@@ -319,7 +328,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         windows = ({**part, "values": part["values"][0].numpy()} for part in outputs)
         return timeline_rows(windows, names, self.processor.frame_rate, smoothing)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         # `Pipeline.save_pretrained` writes the sub-processors' legacy files, not processor_config.json
         feature_extractor, self.feature_extractor = self.feature_extractor, None
         try:

@@ -152,7 +152,7 @@ class JCAFeatureExtractor(SequenceFeatureExtractor):
         top_db: float = 80.0,
         mean: float = -14.8,
         std: float = 19.895,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.n_fft, self.win_length, self.hop_length = n_fft, win_length, hop_length
@@ -398,10 +398,12 @@ class WindowBuffer:
         self.shown.append(Shown(seconds, seen, picture is not None))
 
     def add_audio(self, seconds: float, samples: np.ndarray) -> None:
+        """Take samples `(n,)` that begin at a time (s)."""
         self.has_sound = True
         self.sound.write(round(seconds * self.rate), np.nan_to_num(samples))
 
     def add_frame(self, seconds: float, picture: Any) -> None:
+        """Take the picture that is shown from a time (s) on."""
         if self.origin is None:
             self.origin = seconds
         else:  # a grid frame shows the frame that is nearest in time, as `nearest_frames`
@@ -409,6 +411,7 @@ class WindowBuffer:
         self.newest = (seconds - self.origin, picture)
 
     def finish(self) -> None:
+        """No more comes: the newest picture is the last frame."""
         self._show(round(self.newest[0] * self.processor.frame_rate) + 1)
 
     @property
@@ -626,13 +629,13 @@ class JCAProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        feature_extractor=None,
-        video_processor=None,
+        feature_extractor: Any = None,
+        video_processor: Any = None,
         frame_rate: float = 30.0,
         clip_length: int = 8,
         clip_stride: int = 4,
         num_clips: int = 16,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.frame_rate = frame_rate
         self.clip_length, self.clip_stride = clip_length, clip_stride
@@ -641,7 +644,7 @@ class JCAProcessor(ProcessorMixin):
 
     @classmethod
     def from_encoders(
-        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs
+        cls, video: str | os.PathLike | None = None, audio: str | os.PathLike | None = None, **kwargs: Any
     ) -> "JCAProcessor":
         """
         The processor for `JCAModel.from_encoders(video, audio)`: the visual encoder's picture size, colours and, if it has a
@@ -663,7 +666,7 @@ class JCAProcessor(ProcessorMixin):
                 settings.update(clip_length=num_frames, clip_stride=max(1, 32 // num_frames))
         return cls(**{**settings, **kwargs})
 
-    def check_argument_for_proper_class(self, argument_name, argument):
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         # Transformers has `VideoProcessorMixin` in its namespace only where torchvision is installed
         if argument_name == "video_processor":
             if not isinstance(argument, VideoProcessorMixin):
@@ -673,6 +676,7 @@ class JCAProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """What the model takes of that which this makes."""
         return ["pixel_values", self.audio_input_name, "video_mask", "audio_mask"]
 
     @property

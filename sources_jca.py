@@ -131,17 +131,20 @@ class SourceBytes:
         if self.windable:
             file.seek(0)
 
-    def __del__(self):  # PyAV lets go of what it has read
+    def __del__(self) -> None:  # PyAV lets go of what it has read
         if self.owned:
             self.file.close()
 
     def seekable(self) -> bool:
+        """Whether it can be wound back."""
         return self.windable
 
     def tell(self) -> int:
+        """Bytes from the start."""
         return self.file.tell()
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """As of any file, but -1 beyond its ends."""
         try:
             return self.file.seek(offset, whence)
         except (OSError, ValueError):  # beyond its ends, where damaged files point
@@ -297,6 +300,7 @@ def check(container: "av.container.InputContainer", name: str, limits: Limits) -
 
 
 def check_size(codec: "av.VideoCodecContext", name: str, limits: Limits) -> None:
+    """Raises MediaLimitError for frames with more pixels than are allowed."""
     if codec.width * codec.height > limits.max_pixels:
         raise MediaLimitError(
             f"{name} has frames of {codec.width}x{codec.height} px, {limits.max_pixels:,} pixels are allowed: make them "
@@ -305,6 +309,7 @@ def check_size(codec: "av.VideoCodecContext", name: str, limits: Limits) -> None
 
 
 def open_file(path: str) -> BinaryIO:
+    """A file for reading; IsADirectoryError and FileNotFoundError name the remedy."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path!r} is a folder: give a video file.")
     try:
@@ -352,6 +357,7 @@ def open_live(
 
 
 def open_webcam(number: int, limits: Limits) -> "av.container.InputContainer":
+    """The webcam of this number; MediaError where FFmpeg has no way to it, FileNotFoundError where there is none."""
     device, path, options = WEBCAMS.get(sys.platform, (None, "", {}))
     try:
         av.format.ContainerFormat(device or "none", "r")
@@ -384,6 +390,7 @@ def promises(container: "av.container.InputContainer") -> dict[int | None, float
 
 
 def warn(message: str) -> None:
+    """Say what is missing, to who called the caller."""
     warnings.warn(message, IncompleteMediaWarning, stacklevel=3)
 
 
@@ -447,6 +454,7 @@ class Visit:
         self.hung_up = False
 
     def open(self) -> http.client.HTTPResponse:
+        """The answer, after redirections within the limits."""
         host = self.parts.netloc.rpartition("@")[2]
         url = urllib.parse.urlunsplit((self.parts.scheme, host, self.parts.path, self.parts.query, ""))
         request = urllib.request.Request(
@@ -513,6 +521,7 @@ class Visit:
             self.private = private
 
     def hang_up(self) -> None:
+        """Close the connections under whoever waits for them."""
         self.hung_up = True
         for connection in self.sockets:
             with suppress(OSError):  # that of the class: that of a TLS socket would pull the rug from under who reads
@@ -520,27 +529,36 @@ class Visit:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirections that the visit allows."""
+
     def __init__(self, visit: Visit):
         self.visit = visit
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # which Python 3.10 does not know
 
-    def redirect_request(self, request, response, code, message, headers, url):
+    def redirect_request(
+        self, request: urllib.request.Request, response: Any, code: int, message: str, headers: Any, url: str
+    ) -> urllib.request.Request | None:
+        """The next request; raises as [`Visit.redirect`]."""
         self.visit.redirect(url)
         return super().redirect_request(request, response, 307 if code == 308 else code, message, headers, url)
 
 
 class Connections(urllib.request.HTTPSHandler):
+    """Connections, http and https, whose peers the visit sees first."""
+
     http_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def __init__(self, visit: Visit):
         super().__init__()
         self.visit = visit
 
-    def http_open(self, request):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        """The answer by http."""
         return self.do_open(partial(self.connection, http.client.HTTPConnection, request), request)
 
-    def https_open(self, request):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        """The answer by https, with the certificates of the system and of certifi."""
         context = ssl.create_default_context()
         if certifi is not None:
             context.load_verify_locations(certifi.where())

@@ -94,15 +94,11 @@ def track_runs(model: jca.JCAModel, processor: jca.JCAProcessor, video: Path) ->
     ways = {"PyTorch float32": tracks}
     if config["video_config"].get("tracks"):  # what was made fast reads pictures by the clip
         ways["PyTorch bfloat16, optimize"] = optimize(tracks, processor, "bfloat16")
-    track = next(processor.windows(str(video), hop=HOP, tracks=True))
-    inputs, sizes = processor.inputs(track), processor.track_sizes(HOP)
-    runs = {
-        f"{way}, tracks at hop {HOP}": partial(
-            m.get_track_features, inputs["pixel_values"], inputs["frame_mask"], *sizes
-        )
-        for way, m in ways.items()
-    }
-    return runs, len(track["end_frames"])
+    block = next(processor.windows(str(video), hop=HOP, tracks=True))
+    inputs, sizes = processor.inputs(block), processor.track_sizes(HOP)
+    track = [inputs[name] for name in ("pixel_values", "frame_mask", "clip_frames")]
+    runs = {f"{way}, tracks at hop {HOP}": partial(m.get_track_features, *track, sizes) for way, m in ways.items()}
+    return runs, len(block["end_frames"])
 
 
 @torch.no_grad()
@@ -181,7 +177,7 @@ def main():
     else:
         source, data, *videos = arguments.arguments
         rows, about = ccc(str(source), data, videos)
-    print_table(rows, about, arguments.json)
+    print_table(rows, about, arguments.json, ratios=["ratio"] if arguments.table == "speed" else [])
 
 
 if __name__ == "__main__":

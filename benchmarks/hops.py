@@ -18,6 +18,9 @@ from jca.features import extract_features
 from jca.preparation import load_prepared
 
 
+COST = "encoders, ms a second of video"
+
+
 def measure(source: str, data: Path) -> list[dict]:
     model, processor = AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
     dataset, rows, spent = load_prepared(data, "validation"), [], 0.0
@@ -39,14 +42,16 @@ def measure(source: str, data: Path) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             features = extract_features(dataset, model, processor, hop, folder)
             result = evaluate(model, features, processor, hop)
-        frames = sum(len(times) for times in features["times"])
+        seconds = sum(times[-1] for times in features["times"])
         row = {
             "model": source,
-            "hop": hop,
-            "encoders, ms a second of video": 1000 * spent / frames * processor.frame_rate,
+            "hop": str(hop),
+            COST: 1000 * spent / seconds,
         }
         scores = {name.replace("ccc_", "CCC, "): x for name, x in result.items() if name.startswith("ccc_")}
         rows.append({**row, **scores, "CCC": result["ccc"]})
+    for row in rows:
+        row["of hop 1's time"] = row[COST] / rows[0][COST]
     return [{name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()} for row in rows]
 
 
@@ -55,14 +60,14 @@ def plot(rows: list[dict], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes, cost = figure.subplots(), list(rows[0])[2]
+    axes = figure.subplots()
     styles = (("#0072B2", "o-"), ("#D55E00", "s--"), ("#009E73", "^:"))
     for model, (color, style) in zip(dict.fromkeys(row["model"] for row in rows), styles, strict=False):
-        points = [(row[cost], row["CCC"], row["hop"]) for row in rows if row["model"] == model]
+        points = [(row[COST], row["CCC"], row["hop"]) for row in rows if row["model"] == model]
         axes.plot(*zip(*(point[:2] for point in points), strict=True), style, color=color, label=model)
         for x, y, hop in points:
-            axes.annotate(str(hop), (x, y), xytext=(4, -11), textcoords="offset points", fontsize=8, color=color)
-    axes.set(xscale="log", xlabel=cost, ylabel="CCC, mean of valence and arousal")
+            axes.annotate(hop, (x, y), xytext=(4, -11), textcoords="offset points", fontsize=8, color=color)
+    axes.set(xscale="log", xlabel=COST, ylabel="CCC, mean of valence and arousal")
     axes.margins(0.08, 0.12)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, title="numbers at the points: hop", title_fontsize=8)
@@ -80,7 +85,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for model in arguments.models for row in measure(model, arguments.data)]
-    print_table(rows, file=arguments.json)
+    print_table(rows, file=arguments.json, ratios=["of hop 1's time"])
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -145,6 +145,7 @@ def stages(folder: Path, hop: int = 8) -> tuple[list[dict], dict]:
             "seconds": round(seconds, 2),
             "share": f"{seconds / total:.1%}",
             "x real time": round(seconds / SECONDS, 3),
+            "of the encoders' time": float(f"{seconds / clock.seconds['encoders']:.2g}"),
         }
         for stage, seconds in taken.items()
     ]
@@ -157,7 +158,7 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
     r2plus1d = make_model(folder / "r2plus1d")
     tracks = make_model(folder / "tracks", video_config={**R2PLUS1D, "tracks": True})
     mobile = make_model(folder / "mobile", video_config=MOBILE, audio_config={**MOBILE, "num_channels": 1})
-    for source, name, videos in ((r2plus1d, "float32", None), (r2plus1d, "int8", [path]), (mobile, "mobile", None)):
+    for source, name, videos in ((r2plus1d, "float32", None), (r2plus1d, "int8", [path]), (mobile, "mobile_graphs", None)):
         made = load_pipeline(source)
         export(made.model, made.processor, folder / name, videos)
     ways = [  # what, model, backend, hop
@@ -171,7 +172,7 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
         ("R(2+1)D-18, tracks", tracks, None, 8),
         ("R(2+1)D-18, tracks, torch", tracks, "torch", 8),
         ("mobile", mobile, None, 8),
-        ("mobile, openvino", folder / "mobile", "openvino", 8),
+        ("mobile, openvino", folder / "mobile_graphs", "openvino", 8),
     ]
     rows = []
     for what, source, backend, hop in ways:
@@ -185,7 +186,7 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
         rows.append(
             {
                 "pipeline": what,
-                "hop": hop,
+                "hop": str(hop),
                 "seconds": round(total, 2),
                 "faster than real time": round(SECONDS / total, 2),
                 "of it encoders": f"{encoders / total:.0%}",
@@ -207,9 +208,9 @@ def memory(folder: Path) -> tuple[list[dict], dict]:
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         rows.append(
             {
-                "minutes": minutes,
+                "minutes": str(minutes),
                 "peak memory (MiB)": round(peak),
-                "against the first": f"{peak / rows[0]['peak memory (MiB)'] - 1:+.1%}" if rows else "",
+                "against the first": round(peak / rows[0]["peak memory (MiB)"], 3) if rows else 1.0,
                 "seconds": round(time.perf_counter() - start),
             }
         )
@@ -235,7 +236,8 @@ def main():
         once(arguments.folder, arguments.video)
         return
     with tempfile.TemporaryDirectory() as folder:
-        print_table(*tables[arguments.table](Path(folder)), arguments.json)
+        ratios = {"stages": ["of the encoders' time"], "speed": ["ratio"], "memory": ["against the first"]}
+        print_table(*tables[arguments.table](Path(folder)), arguments.json, ratios[arguments.table])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Joint cross-attention audio-visual emotion recognition. Importing `jca` registers everything with Transformers."""
 
 from importlib import import_module
+from typing import Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.models.auto.video_processing_auto import (
@@ -44,7 +45,7 @@ _LAZY = {  # they import `datasets` and more, which a model needs not
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'jca' has no attribute {name!r}")

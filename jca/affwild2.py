@@ -187,7 +187,7 @@ def _listed(root: Path, split: str) -> tuple[dict[str, Path | None], list[str]]:
     if not lists:
         return {}, [f"{root / TEST_LISTS}: there is no list of the test videos"]
     lines = lists[0].read_text(encoding="utf-8-sig").splitlines()
-    names = {line.strip().removesuffix(".txt"): None for line in lines if line.strip()}
+    names: dict[str, Path | None] = {line.strip().removesuffix(".txt"): None for line in lines if line.strip()}
     return names, [] if names else [f"{lists[0]}: names no video"]
 
 

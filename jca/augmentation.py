@@ -1,7 +1,6 @@
 """Augmentation of batches in training: of crops by Kornia (extra `augment`), of features by dropping and noise."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -88,7 +87,7 @@ def make_augmentation(
     modality_dropout: float = 0.0,
     feature_noise: float = 0.0,
     tracks: bool = False,
-) -> Callable[[Mapping[str, Any]], Batch]:
+) -> Callable[[Batch], Batch]:
     """What training does to each batch: see [`augment_crops`], [`drop_modality`] and [`add_feature_noise`]."""
     change_crops = augment_crops(video_processor, tracks) if crops else None
 

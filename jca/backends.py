@@ -96,7 +96,7 @@ class FastEncoder(nn.Module):
 
     def forward_track(self, frames: torch.Tensor, clip_length: int, hop: int) -> torch.Tensor:
         """See [`R2Plus1DModel.forward_track`]."""
-        encoder = self.run.encoder
+        encoder = self.run.encoder  # type: ignore[attr-defined]  # of a ClipEncoder: graphs know no tracks
         return encoder.forward_track(frames.to(next(encoder.parameters()).dtype), clip_length, hop).float()
 
 
@@ -117,7 +117,9 @@ class FastJCAModel(JCAModel):
         )
 
     @classmethod
-    def assemble(cls, config: JCAConfig, encoders: Mapping[str, FastEncoder], weights: Mapping[str, torch.Tensor]):
+    def assemble(
+        cls, config: JCAConfig, encoders: Mapping[str, FastEncoder], weights: Mapping[str, torch.Tensor]
+    ) -> "FastJCAModel":
         """A model of encoders by modality and the weights of all else."""
         with torch.device("meta"):  # its encoders are not needed
             model = cls(config)
@@ -295,7 +297,8 @@ class ExportedJCAConfig(JCAConfig):
     precision: str = "float32"
     backend: str = "onnx"
 
-    def validate_backend(self):
+    def validate_backend(self) -> None:
+        """Raises ValueError for a backend that is not known."""
         if self.backend not in DTYPES:
             raise ValueError(f"backend={self.backend!r} is not known. Choose one of {', '.join(DTYPES)}.")
 
@@ -387,6 +390,7 @@ OPEN = {"onnx": open_onnx, "openvino": open_openvino}
 
 
 def import_extra(package: str, extra: str) -> ModuleType:
+    """A package, or what to install."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -542,7 +546,7 @@ def quantize(path: Path, name: str, clips: torch.Tensor) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
 
     class Clips(CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.rows = iter(clips.split(1))
 
         def get_next(self) -> dict[str, np.ndarray] | None:

@@ -118,6 +118,7 @@ def dense_co_attention_names() -> dict[str, str]:
 
 
 def adapt_encoders(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
+    """Settings of our configuration and notes for the card; the weights are changed in place. Of their visual encoder."""
     stem, notes = weights.get("video_encoder.stem.0.weight"), []
     if stem is None:
         return {}, notes
@@ -130,6 +131,7 @@ def adapt_encoders(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
 
 
 def adapt_i3d(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
+    """As [`adapt_encoders`], of their Inception-I3D with a TCN."""
     levels = [weights[name] for name in sorted(weights) if re.search(r"\.tcn\.\d\.conv1\.direction$", name)]
     settings = {"video_config.model_type": "i3d"}
     if levels:
@@ -139,6 +141,7 @@ def adapt_i3d(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
 
 
 def adapt_joint_cross_attention(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
+    """As [`adapt_encoders`], of their joint cross-attention."""
     projection_size = len(weights["video_projection.weight"])
     heads = [name for name in weights if name.endswith(".fc1.weight")]
     regressor_size, head_size = weights[heads[0] if heads else "regressors.fc1.weight"].shape
@@ -162,6 +165,7 @@ def adapt_joint_cross_attention(weights: dict[str, Tensor]) -> tuple[dict, list[
 
 
 def adapt_dense_co_attention(weights: dict[str, Tensor]) -> tuple[dict, list[str]]:
+    """As [`adapt_encoders`], of their dense co-attention."""
     settings = {
         "video_config.model_type": "r2plus1d",
         "video_config.spatial_size": math.isqrt(len(weights["spatial_attention.video_score.weight"])),
@@ -241,8 +245,8 @@ FAMILIES = (
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
-    The weights of a `.pt`, `.pth`, `.pth.tar` or `.t7` file that PyTorch saved, without what a training script or a module
-    wrapped around them. Tensors and numbers alone are read: no code that a file may hold is run.
+    The weights of a `.pt`, `.pth`, `.pth.tar` or `.t7` file that PyTorch saved, in their shapes, without what a training
+    script or a module wrapped around them. Tensors and numbers alone are read: no code that a file may hold is run.
 
     Raises:
         ValueError: if the file holds anything else or can not be read.
@@ -504,6 +508,7 @@ what is in here for anything else, or pass it on.
 
 
 def model_card(config: JCAConfig, parts: list[Part], report: list[str]) -> str:
+    """The card of a converted model: of which files it is, and what was taken and left out."""
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="video-classification",

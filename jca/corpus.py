@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -171,7 +171,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def make_dataset(rows: Sequence[dict], problems: Sequence[str], where: str | Path, on_error: str) -> Dataset:
     """
-    The rows as a `datasets.Dataset`, the numbers of frames as NumPy arrays.
+    The rows as a `datasets.Dataset`, the numbers of frames as NumPy arrays `(frames, ...)`.
 
     Args:
         on_error: `"raise"`: any problem is an error; `"skip"`: problems are logged and the rows are what is left.
@@ -213,7 +213,7 @@ def make_dataset(rows: Sequence[dict], problems: Sequence[str], where: str | Pat
 
 
 def with_arrays(dataset: Dataset) -> Dataset:
-    """Rows whose numbers of frames are NumPy arrays, and all else as it is in Python."""
+    """Rows whose numbers of frames are NumPy arrays `(frames, ...)`, and all else as it is in Python."""
     return dataset.with_format("numpy", ["valence", "arousal", "labelled"], output_all_columns=True)
 
 
@@ -252,7 +252,7 @@ def split_by_length(lengths: Sequence[float], num_parts: int) -> list[list[int]]
     return [sorted(part) for part in parts]
 
 
-def load_corpus(source: str | Path, split: str, **options) -> Dataset:
+def load_corpus(source: str | Path, split: str, **options: Any) -> Dataset:
     """
     Rows of a split of any corpus: a folder that `prepare` made, a CSV file (`load_csv`) or Aff-Wild2's release
     (`load_affwild2`). What the scripts and recipes call `data`.

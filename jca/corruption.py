@@ -55,8 +55,8 @@ class Corruption:
     amount: float
     seed: int = 0
 
-    def __post_init__(self):
-        def refuse(rule):
+    def __post_init__(self) -> None:
+        def refuse(rule: str) -> None:
             raise ValueError(f"The corruption {str(self)!r} is not possible: {rule}")
 
         if self.modality not in INPUTS:
@@ -68,7 +68,7 @@ class Corruption:
         if not (math.isfinite(self.amount) and low <= self.amount <= high):
             refuse(f"{self.kind} must be {rule}. Give such a number.")
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.modality}:{self.kind}={self.amount}"
 
 

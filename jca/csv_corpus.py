@@ -168,9 +168,10 @@ def load_csv(
             problems.append((line, f"{text}: give each its own in a column `video_id`"))
             continue
         lines_of_ids[video_id] = line
-        if isinstance(timings[media], str) or not len(moments):
+        timing = timings[media]
+        if isinstance(timing, str) or not len(moments):
             continue
-        about, times = timings[media]
+        about, times = timing
         beyond = moments[-1] - times[-1]
         if beyond > max(MISMATCH_SECONDS, MISMATCH_SHARE * times[-1]):
             text = f"{media} is annotated up to {moments[-1]:g} s and ends at {times[-1]:g} s"

@@ -81,7 +81,7 @@ def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, **options
                 pixels = inputs.pop("pixel_values").to(model.dtype)
                 frames = (inputs.pop(name) for name in ("frame_mask", "clip_frames"))
                 with torch.no_grad():
-                    inputs["video_features"] = model.get_track_features(pixels, *frames, sizes)
+                    inputs["video_features"] = model.get_track_features(pixels, *frames, sizes=sizes)
                 shifts = clip_length * stride // hop
                 inputs = {name: to_windows(x, shifts) for name, x in inputs.items()}
             share = from_windows(modality_contributions(model, **inputs)["audio_share"], shifts)

@@ -115,7 +115,7 @@ def encode_window(
         mask = inputs[f"{modality}_mask"]
         if modality == "video" and "frame_mask" in inputs:
             frames = (inputs[name].to(model.device) for name in ("frame_mask", "clip_frames"))
-            features = model.get_track_features(clips, *frames, sizes)
+            features = model.get_track_features(clips, *frames, sizes=sizes)
         else:
             features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))
         out[f"{modality}_features"] = features[0].half().cpu().numpy()

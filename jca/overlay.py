@@ -78,17 +78,21 @@ class Cursor:
         return self.name
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Bytes from the start."""
         return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move this cursor alone."""
         self.file.seek(self.position)
         self.position = self.file.seek(offset, whence)
         return self.position
 
     def read(self, size: int = -1) -> bytes:
+        """Bytes from this cursor on, which it passes."""
         self.file.seek(self.position)
         data = self.file.read(size)
         self.position += len(data)
@@ -323,7 +327,8 @@ def _strip(timeline: Timeline, width: int, unit: int) -> tuple[np.ndarray, tuple
     left, right = grid[0].bbox.x0, grid[0].bbox.x1
     top, bottom = height - grid[0].bbox.y1, height - grid[-1].bbox.y0
     picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return picture, tuple(round(float(value)) for value in (left, top, right, bottom))
+    left, top, right, bottom = (round(float(value)) for value in (left, top, right, bottom))
+    return picture, (left, top, right, bottom)
 
 
 def _draw_rows(

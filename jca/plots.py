@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
 from jca.corpus import frame_labels
 from jca.timeline import QUADRANTS, Timeline
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 
 # Okabe and Ito's blue and vermilion: told apart in colour-blind sight and, by their lines, in grey print
@@ -49,7 +56,7 @@ def face_panels(timeline: Timeline, most: int = len(FACE_COLORS)) -> list[Panel]
     return panels
 
 
-def draw_series(axes, rows: Timeline, width: float = 1.8) -> None:
+def draw_series(axes: "Axes", rows: Timeline, width: float = 1.8) -> None:
     """
     Valence and arousal of no more than one row a frame over time, lines of `width` points: broken where frames have no row,
     thinner and hatched where nobody is seen. A dark band at the top marks where a face was looked for and not found (a box
@@ -115,14 +122,16 @@ def _spans(rows: Timeline, chosen: np.ndarray) -> list[tuple[float, float]]:
     return list(zip(starts, rows.time[index[last]] + 1 / rows.fps - starts, strict=True)) if len(index) else []
 
 
-def _mark(axes, rows: Timeline, chosen: np.ndarray, band: tuple[float, float], label: str, **style) -> None:
+def _mark(
+    axes: "Axes", rows: Timeline, chosen: np.ndarray, band: tuple[float, float], label: str, **style: Any
+) -> None:
     """A band (bottom and height, as shares of the panel) wherever rows are `chosen`."""
     if chosen.any():
         style = {"transform": axes.get_xaxis_transform(), "linewidth": 0, "label": label, "zorder": 0.5, **style}
         axes.broken_barh(_spans(rows, chosen), band, **style)
 
 
-def time_axis(axis, timeline: Timeline, most: int = 10) -> None:
+def time_axis(axis: "Axis", timeline: Timeline, most: int = 10) -> None:
     """An axis of Matplotlib's over time, with no more than about `most` ticks: in seconds, from five minutes on in minutes,
     from two hours on in hours."""
     from matplotlib.ticker import MaxNLocator, MultipleLocator
@@ -180,7 +189,11 @@ def plot_timeline(
 
 
 def _plot_one_face(
-    figure_class, timeline: Timeline, path: str | Path, labels: np.ndarray | None, audio_share: np.ndarray | None
+    figure_class: type,
+    timeline: Timeline,
+    path: str | Path,
+    labels: np.ndarray | None,
+    audio_share: np.ndarray | None,
 ) -> None:
     heights = [3] if audio_share is None else [3, 1]
     figure = figure_class(figsize=(11, 3 + 0.4 * sum(heights)), layout="constrained")
@@ -222,7 +235,7 @@ def time_limits(timeline: Timeline) -> tuple[float, float]:
     return timeline.time.min(), timeline.time.max() + 1 / timeline.fps
 
 
-def _plot_faces(figure_class, timeline: Timeline, panels: list[Panel], path: str | Path) -> None:
+def _plot_faces(figure_class: type, timeline: Timeline, panels: list[Panel], path: str | Path) -> None:
     figure = figure_class(figsize=(11, 1.2 + 0.2 * len(panels) + 1.5 * len(panels)), layout="constrained")
     heights = [0.2 * len(panels), *[1.5] * len(panels)]
     bands, *series = figure.subplots(len(heights), sharex=True, height_ratios=heights)
@@ -291,7 +304,7 @@ def plot_circumplex(timeline: Timeline, path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw_path(axes, rows: Timeline, limits: tuple[float, float], bins: int = 2000):
+def _draw_path(axes: "Axes", rows: Timeline, limits: tuple[float, float], bins: int = 2000) -> "ScalarMappable":
     """The plane with its circle and quadrants, and the path of `rows` in it, thin where nobody is seen: of a long series the
     means in `bins` equal pieces of time. Returns what a colour bar needs."""
     from matplotlib.collections import LineCollection
@@ -468,7 +481,7 @@ def plot_predictions(
     figure.savefig(path, dpi=100)
 
 
-def import_figure():
+def import_figure() -> "type[Figure]":
     """Matplotlib's `Figure`, or what to install."""
     try:
         from matplotlib.figure import Figure

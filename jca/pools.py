@@ -19,7 +19,7 @@ def process_pool(num_proc: int) -> ProcessPoolExecutor:
 
 
 def _follow(parent: int) -> None:
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -47,6 +48,8 @@ ROWS = {
 
 @dataclass
 class DataArguments:
+    """What is read: the section `data` of a recipe."""
+
     root: str = field(metadata={"help": "Folder that scripts/prepare_affwild2.py made."})
     hop: int = field(default=8, metadata={"help": "Frames between the ends of the clips that are computed."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read clips ahead, for each that trains."})
@@ -57,6 +60,8 @@ class DataArguments:
 
 @dataclass
 class StageArguments:
+    """How a stage is trained: its section of a recipe."""
+
     # Optimisation.
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak of a schedule with warm-up and cosine decay."})
     weight_decay: float = field(default=1e-2, metadata={"help": "AdamW's."})
@@ -93,7 +98,7 @@ class StageArguments:
     patience: int | None = field(default=None, metadata={"help": "Epochs without a better CCC after which to stop."})
     save_steps: int | None = field(default=None, metadata={"help": "Steps between checkpoints; else one an epoch."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = (
             "batch_size",
             "num_epochs",
@@ -125,7 +130,7 @@ class Recipe:
     end_to_end: StageArguments
 
 
-def _parse(kind: type, section: dict, where: str):
+def _parse(kind: type, section: dict, where: str) -> Any:
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(section) - known):
         raise ValueError(f"{where}: there is no key {', '.join(unknown)}. It takes {', '.join(sorted(known))}.")
@@ -219,7 +224,7 @@ def build_processor(recipe: Recipe) -> JCAProcessor:
     return JCAProcessor(feature_extractor, video_processor, **settings)
 
 
-def build_model(recipe: Recipe, **changes) -> JCAModel:
+def build_model(recipe: Recipe, **changes: Any) -> JCAModel:
     """The model of a recipe, with the trained weights of its `encoders`; `changes` go before its `model` section."""
     arguments = {**recipe.model, **changes}
     modalities = arguments.get("modalities", ("video", "audio"))

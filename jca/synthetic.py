@@ -149,14 +149,17 @@ class Latents:
 
     @property
     def video_spoilt(self) -> np.ndarray:
+        """Whether the face says nothing, `(frames,)`."""
         return self.video_fault > 0
 
     @property
     def audio_spoilt(self) -> np.ndarray:
+        """Whether the voice says nothing, `(frames,)`."""
         return self.audio_fault > 0
 
     @property
     def face_present(self) -> np.ndarray:
+        """Whether a face is in the picture, `(frames,)`."""
         return self.video_fault != VIDEO_FAULTS.index("absent")
 
 
@@ -275,7 +278,7 @@ def speak(
     syllable = np.cumsum(rate) / CONTROL_RATE
     count = int(syllable[-1]) + 2
 
-    def each(values):  # a value for each syllable, at its middle, gliding in between
+    def each(values: np.ndarray) -> np.ndarray:  # a value for each syllable, at its middle, gliding in between
         return np.interp(syllable, np.arange(count) + 0.5, values)
 
     stress, accent = rng.uniform(0.6, 1, count), rng.normal(size=count)
@@ -371,10 +374,10 @@ def express(
     time = np.arange(len(loudness)) / fps
     valence, arousal = truth.valence, truth.arousal
 
-    def noise():
+    def noise() -> np.ndarray:
         return wander(rng, time, 1, 6)
 
-    def covered(kind):  # 0..1: rises before the stretches of a fault and falls after them
+    def covered(kind: str) -> np.ndarray:  # 0..1: rises before the stretches of a fault and falls after them
         half = round(MOVING_SECONDS * fps / 2)
         wide = np.convolve(truth.video_fault == VIDEO_FAULTS.index(kind), np.ones(2 * half + 1), "same") > 0.5
         return np.convolve(np.pad(wide, half, "edge"), np.ones(2 * half + 1) / (2 * half + 1), "valid")
@@ -421,7 +424,9 @@ def draw_face(canvas: np.ndarray, subject: SimpleNamespace, face: SimpleNamespac
     a, b = subject.head
     dark, lip = 0.45 * subject.skin, 0.55 * subject.skin + 0.45 * np.float32([185, 50, 60])
 
-    def place(u, v, half_u, half_v, shift=0.0):
+    def place(
+        u: float, v: float, half_u: float, half_v: float, shift: float | np.ndarray = 0.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The part of the canvas that holds a box of the face in all frames, and its pixels' u and v."""
         cos, sin = np.cos(face.roll) * subject.scale, np.sin(face.roll) * subject.scale
         x, y = face.x + shift + cos * u - sin * v, face.y + sin * u + cos * v
@@ -432,7 +437,7 @@ def draw_face(canvas: np.ndarray, subject: SimpleNamespace, face: SimpleNamespac
         y = (np.arange(top, bottom, dtype=np.float32)[:, None] - face.y) / subject.scale**2
         return canvas[:, :, top:bottom, left:right], cos * x + sin * y, cos * y - sin * x
 
-    def paint(area, colour, coverage):
+    def paint(area: np.ndarray, colour: np.ndarray, coverage: np.ndarray) -> None:
         for layer, value in zip(area, colour, strict=True):
             layer += coverage * (value - layer)
 
@@ -505,22 +510,22 @@ def draw_face(canvas: np.ndarray, subject: SimpleNamespace, face: SimpleNamespac
         paint(area, 0.6 * subject.card, card * band(v, -30, -22))
 
 
-def ellipse(u, v, half_u, half_v):
+def ellipse(u: np.ndarray, v: np.ndarray, half_u: float, half_v: float) -> np.ndarray:
     """Signed distance (px, negative inside) to an ellipse around 0, nearly."""
     return (np.sqrt((u / half_u) ** 2 + (v / half_v) ** 2) - 1) * min(half_u, half_v)
 
 
-def box(u, v, half_u, half_v):
+def box(u: np.ndarray, v: np.ndarray, half_u: float, half_v: float) -> np.ndarray:
     """Signed distance (px, negative inside) to a rectangle around 0."""
     return np.maximum(abs(u) - half_u, abs(v) - half_v)
 
 
-def inside(distance, softness=1.0):
+def inside(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
     """Coverage 0..1 of pixels at a signed distance to a shape: an edge `softness` px wide."""
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
-def band(v, top, bottom):
+def band(v: np.ndarray, top: float | np.ndarray, bottom: float | np.ndarray) -> np.ndarray:
     """Coverage 0..1 of pixels between two curves."""
     return np.clip(0.5 + np.minimum(v - top, bottom - v), 0, 1)
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -55,13 +55,15 @@ LOG_STEPS = 10  # between two looks at the loss, each of which waits for the dev
 class Progress:
     """Where a run stands; saved with the state of model, optimizer and schedule."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.step, self.best, self.history, self.seconds = 0, None, [], 0.0
 
     def state_dict(self) -> dict:
+        """For a checkpoint of Accelerate's."""
         return vars(self)
 
     def load_state_dict(self, state: dict) -> None:
+        """From a checkpoint of Accelerate's."""
         vars(self).update(state)
 
 
@@ -274,7 +276,7 @@ def _logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Ten
     return model(**{name: x for name, x in batch.items() if name != "labels"}).logits
 
 
-def _sync_last(accelerator: Accelerator, model: torch.nn.Module, index: int, batches: list):
+def _sync_last(accelerator: Accelerator, model: torch.nn.Module, index: int, batches: list) -> AbstractContextManager:
     """Gradients go round the processes once a step."""
     return accelerator.no_sync(model) if index < len(batches) - 1 else nullcontext()
 
@@ -304,7 +306,9 @@ def parameter_groups(model: JCAModel, arguments: StageArguments) -> list[dict]:
     return [*groups, {"params": rest, "lr": arguments.learning_rate, "release": 0}]
 
 
-def _schedule(optimizer, groups, steps, per_epoch, arguments):
+def _schedule(
+    optimizer: torch.optim.Optimizer, groups: list[dict], steps: int, per_epoch: int, arguments: StageArguments
+) -> torch.optim.lr_scheduler.LRScheduler:
     """Warm-up and cosine decay for each group, from the epoch in which it is released on. A group that is not yet has a rate
     of 0 rather than no gradients, which processes that train together would not agree on. Accelerate does not prepare it: it
     would advance once for each process, but under DeepSpeed once."""
@@ -388,7 +392,16 @@ def _make_folder(folder: Path, checkpoints: Path, resume: bool) -> None:
         ) from error
 
 
-def _end_of_epoch(accelerator, model, average, validate, progress, epoch, folder, processor) -> None:
+def _end_of_epoch(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    average: torch.nn.Module | None,
+    validate: Callable[[JCAModel, Path | None], dict[str, Any]],
+    progress: Progress,
+    epoch: int,
+    folder: Path,
+    processor: JCAProcessor,
+) -> None:
     """Validate, remember, and keep the weights if they are the best."""
     plain = accelerator.unwrap_model(model, keep_torch_compile=False) if average is None else average.module
     pictures = folder / "pictures" / f"epoch-{epoch:03d}.png" if accelerator.is_main_process else None
@@ -480,7 +493,7 @@ def score_clips(model: JCAModel, dataset: ClipDataset, num_workers: int = 0) -> 
     return score(list(logits), list(dataset.labels[:, None]), list(model.config.id2label.values()))
 
 
-def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None = None, **options) -> Path:
+def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None = None, **options: Any) -> Path:
     """
     Stages one and two: the `"video"` or `"audio"` encoder with a regressor, on single clips, or on windows of them if it
     reads them as a track. Returns its folder.
@@ -547,7 +560,9 @@ def load_encoders(model: JCAModel, recipe: Recipe, seed: int, fold: int | None =
     model.freeze_encoders()
 
 
-def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: str | None = None, **options) -> Path:
+def train_fusion(
+    recipe: Recipe, seed: int = 0, fold: int | None = None, row: str | None = None, **options: Any
+) -> Path:
     """
     Stage three: the fusion and the regressors on frozen features. Returns its folder.
 
@@ -595,7 +610,7 @@ def train_fusion(recipe: Recipe, seed: int = 0, fold: int | None = None, row: st
     return folder
 
 
-def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **options) -> Path:
+def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **options: Any) -> Path:
     """Stage four: all of the model of stage three, on pixels and sound. Returns its folder; see [`train_encoder`]."""
     folder, start = (stage_folder(recipe, name, seed, fold) for name in ("end_to_end", "fusion"))
     if not _finished(start, {}):

@@ -105,8 +105,8 @@ def window_firsts(num_frames: int, processor: JCAProcessor, hop: int, every_phas
 
 
 class WindowBatch(Sequence):
-    """Items of a [`WindowDataset`] that lie in one tensor of each name already, which a `DataLoader` that is told so takes
-    without copying them once more."""
+    """Items of a [`WindowDataset`] that lie in one tensor `(windows, ...)` of each name already, which a `DataLoader` that
+    is told so takes without copying them once more."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]):
         self.tensors = tensors
@@ -114,7 +114,7 @@ class WindowBatch(Sequence):
     def __len__(self) -> int:
         return len(self.tensors["labels"])
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:  # type: ignore[override]  # nobody slices it
         return {name: x[index] for name, x in self.tensors.items()}
 
     @staticmethod
@@ -136,6 +136,7 @@ class PlacedWindows(torch.utils.data.Dataset):
 
     @property
     def ends(self) -> np.ndarray:
+        """End frames of the clips of each window, `(windows, clips)`."""
         return self.firsts[:, None] + self.offsets
 
     def __len__(self) -> int:
@@ -255,6 +256,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.balanced, self.seed, self.epoch = balanced, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw anew for this epoch, from 0 on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
