@@ -36,6 +36,9 @@ def init_convolution_weights(module: nn.Module) -> None:
 # R(2+1)D -------------------------------------------------------------------------------------------------------------
 
 
+STRETCH = 16  # steps; more of them gave longer times on two processors, fewer repeat more
+
+
 class R2Plus1DConv(nn.Sequential):
     """A 3x3x3 convolution factored into 1x3x3 in space and 3x1x1 in time, with as many parameters (1711.11248, 3.5)."""
 
@@ -46,6 +49,23 @@ class R2Plus1DConv(nn.Sequential):
             nn.ReLU(),
             nn.Conv3d(mid_channels, out_channels, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
         )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """On a CPU one clip after the other, and a track a stretch at a time with the steps that the next convolution needs
+        beside it: the same result, and what is between the convolutions stays in the caches."""
+        steps, stride = hidden_states.shape[2], self[3].stride[0]
+        whole = self.training or hidden_states.device.type != "cpu" or torch.compiler.is_compiling()
+        if whole or (len(hidden_states) == 1 and steps <= STRETCH):
+            return super().forward(hidden_states)
+        if len(hidden_states) > 1:
+            return torch.cat([self(clip) for clip in hidden_states.split(1)])
+        stretches = []
+        for start in range(0, steps, STRETCH):
+            before = min(start, stride)
+            part = super().forward(hidden_states[:, :, start - before : start + STRETCH + 1])
+            skipped = before // stride
+            stretches.append(part[:, :, skipped : skipped + STRETCH // stride])
+        return torch.cat(stretches, dim=2)
 
 
 class R2Plus1DBlock(GradientCheckpointingLayer):

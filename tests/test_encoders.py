@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 import jca
-from encoders_jca import SamePadding, TCNConv, feature_size
+from encoders_jca import R2Plus1DConv, SamePadding, TCNConv, feature_size
 
 
 TINY_RESNET = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
@@ -274,3 +274,16 @@ def test_a_feature_can_be_learnt(name):
 def test_bad_values_are_refused(make, message):
     with pytest.raises(Exception, match=message):
         make()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [16, 17, 33, 47])
+def test_stretches_of_a_track_are_the_track(steps):
+    """What is read a stretch at a time in evaluation is what training, which reads it at once, would give."""
+    torch.manual_seed(0)
+    for stride in (1, 2):
+        convolution = R2Plus1DConv(3, 4, 5, stride).double().eval()
+        track = torch.randn(2, 3, steps, 6, 6).double()
+        got = convolution(track)
+        torch.testing.assert_close(got, nn.Sequential.forward(convolution, track))
+        assert got.shape[2] == (steps + stride - 1) // stride

@@ -70,7 +70,7 @@ def test_every_hop_gives_the_same_clips(name):
     assert dense.shape[1] == 45
     for hop in (2, 4, 8):  # the last ones see where the track ends
         got = encode_all(encoder, track, 1, hop)
-        torch.testing.assert_close(got[:, :-16 // hop], dense[:, ::hop][:, :-16 // hop], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got[:, : -16 // hop], dense[:, ::hop][:, : -16 // hop], atol=1e-4, rtol=1e-4)
     apart = encode_all(encoder, track, 4, 1)
     assert apart.shape[1] == 24
     for first in range(4):
