@@ -158,7 +158,11 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
     r2plus1d = make_model(folder / "r2plus1d")
     tracks = make_model(folder / "tracks", video_config={**R2PLUS1D, "tracks": True})
     mobile = make_model(folder / "mobile", video_config=MOBILE, audio_config={**MOBILE, "num_channels": 1})
-    for source, name, videos in ((r2plus1d, "float32", None), (r2plus1d, "int8", [path]), (mobile, "mobile_graphs", None)):
+    for source, name, videos in (
+        (r2plus1d, "float32", None),
+        (r2plus1d, "int8", [path]),
+        (mobile, "mobile_graphs", None),
+    ):
         made = load_pipeline(source)
         export(made.model, made.processor, folder / name, videos)
     ways = [  # what, model, backend, hop
