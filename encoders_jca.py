@@ -589,7 +589,7 @@ def encode_track(
             of the first clip to the last of the last, then what else clips show.
         mask (`torch.Tensor` of shape `(batch, frames)`): 0 for a frame that shows no face.
         clips (`torch.LongTensor` of shape `(batch, clips, clip_length)`): where the frames of each clip are, -1 if it shows
-            no face; an encoder that is configured to read tracks uses the first `clips` of every `hop`-th frame instead.
+            no face. An encoder that is configured to read tracks takes the clips that begin with every `hop`-th frame.
         sizes (`tuple[int, int, int]`): `clip_length`, frames of a clip; `stride`, from one of them to the next; `hop`, from
             the first frame of a clip to that of the next.
 

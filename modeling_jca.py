@@ -266,6 +266,13 @@ class JCAModel(PreTrainedModel):
             return encode_present(self.video_encoder, pixel_values, video_mask)
         clips, length = pixel_values.shape[1:3]
         mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device) if video_mask is None else video_mask
+        if not torch.compiler.is_compiling():
+            seen = (mask != 0).any(dim=1)
+            if not seen.any():
+                return encode_present(self.video_encoder, pixel_values, mask)
+            if not seen.all():  # what is not there is to leave the statistics of batch normalisation alone
+                features = self.get_video_features(pixel_values[seen], mask[seen])
+                return features.new_zeros(len(seen), *features.shape[1:]).index_put((seen,), features)
         frames = torch.arange(clips * length, device=mask.device).view(1, clips, length)
         frames = torch.where(mask.unsqueeze(-1) == 0, -1, frames)
         shown = mask.repeat_interleave(length, dim=1)
@@ -297,28 +304,31 @@ class JCAModel(PreTrainedModel):
         """
         return encode_track(self.video_encoder, pixel_values, frame_mask, clip_frames, sizes)
 
-    def forward_track(
+    def track_windows(
         self,
         pixel_values: torch.FloatTensor,
         frame_mask: torch.Tensor,
         clip_frames: torch.LongTensor,
         sizes: tuple[int, int, int],
         **inputs: torch.Tensor,
-    ) -> torch.FloatTensor:
+    ) -> tuple[dict[str, torch.Tensor], int]:
         """
-        The outputs of all clips of a track, each in one of the windows of clips that follow each other.
+        A track as the windows of clips that follow each other: inputs of [`JCAModel.forward`], `(batch * shifts, clips /
+        shifts, ...)`, with the visual encoder's features, and the number of `shifts`, for [`from_windows`].
 
         Args:
             pixel_values, frame_mask, clip_frames, sizes: see [`JCAModel.get_track_features`].
             inputs: of [`JCAModel.forward`] for the clips of the track, `(batch, clips, ...)`, by rising ends.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, clips, outputs)`.
         """
         inputs["video_features"] = self.get_track_features(pixel_values, frame_mask, clip_frames, sizes)
         clip_length, stride, hop = sizes
         shifts = clip_length * stride // hop
-        windows = {name: to_windows(x, shifts) for name, x in inputs.items()}
+        return {name: to_windows(x, shifts) for name, x in inputs.items()}, shifts
+
+    def forward_track(self, sizes: tuple[int, int, int], **inputs: torch.Tensor) -> torch.FloatTensor:
+        """The outputs of all clips of a track `(batch, clips, outputs)`, each in one of its windows; arguments as of
+        [`JCAModel.track_windows`]."""
+        windows, shifts = self.track_windows(sizes=sizes, **inputs)
         return from_windows(self(**windows).logits, shifts)
 
     def get_audio_features(

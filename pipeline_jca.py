@@ -314,8 +314,8 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         extra = {name: model_inputs.pop(name) for name in names if name in model_inputs}
         inputs = self._cast(model_inputs)
         if "frame_mask" in inputs:
-            hop = self.processor.num_clips * self.processor.span // inputs["video_mask"].shape[1]
-            logits = self.model.forward_track(**inputs, sizes=self.processor.track_sizes(hop))
+            hop = self.processor.block_length // inputs["video_mask"].shape[1]
+            logits = self.model.forward_track(self.processor.track_sizes(hop), **inputs)
         else:
             logits = self.model(**inputs).logits
         return {"values": logits.float(), **extra}

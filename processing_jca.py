@@ -414,17 +414,12 @@ class WindowBuffer:
         """No more comes: the newest picture is the last frame."""
         self._show(round(self.newest[0] * self.processor.frame_rate) + 1)
 
-    @property
-    def block_length(self) -> int:
-        """Grid frames of a block of windows."""
-        return self.processor.num_clips * self.processor.span
-
     def ready(self, live: bool = False) -> bool:
         """
         Whether all that the next block needs has come: its frames, those in which a lost face may come back, and the sound
         of its time, unless that is too far behind the pictures. With `live`, what the newest clip needs.
         """
-        stop = self.start + (self.hop if live else self.block_length)
+        stop = self.start + (self.hop if live else self.processor.block_length)
         lookahead, max_skew = (0.0, LIVE_SKEW_SECONDS) if live else (self.max_lost, MAX_SKEW_SECONDS)
         if self.num_frames < stop + lookahead * self.processor.frame_rate:
             return False
@@ -439,9 +434,9 @@ class WindowBuffer:
     def pop(self, tracks: bool, last: bool = False) -> Iterator[dict[str, Any]]:
         """The windows of the next block, or its tracks, those of one face after those of another; with the last come the
         rows."""
-        rows = self.rows(None if last else self.start + self.block_length)
+        rows = self.rows(None if last else self.start + self.processor.block_length)
         # rows may be left that lie a fraction of a grid frame behind the newest
-        plan = self.processor.plan(max(1, min(self.num_frames - self.start, self.block_length)), self.hop)
+        plan = self.processor.plan(max(1, min(self.num_frames - self.start, self.processor.block_length)), self.hop)
         faces = self.faces_of(rows)
         for face in faces:
             if tracks:
@@ -450,7 +445,7 @@ class WindowBuffer:
             for ends in plan:
                 window = self.window(face, [self.start + end for end in ends])
                 yield {**window, "rows": rows if face == faces[-1] and ends is plan[-1] else []}
-        self.start += self.block_length
+        self.start += self.processor.block_length
         self.forget(self.start - self.processor.span + 1)
 
     def pop_clips(self, last: bool = False) -> Iterator[dict[str, Any]]:
@@ -488,7 +483,7 @@ class WindowBuffer:
 
     def track(self, face: int | None) -> dict[str, Any]:
         """All clips of the next block of a face as one track, as of `JCAProcessor.windows` without its rows."""
-        ends = np.arange(self.start + self.hop - 1, self.start + self.block_length, self.hop)
+        ends = np.arange(self.start + self.hop - 1, self.start + self.processor.block_length, self.hop)
         length, size = self.processor.clip_length, self.processor.video_processor.size
         grid = range(ends[0] - (length - 1) * self.processor.clip_stride, ends[-1] + 1, self.every)
         chosen = [self.chosen(face, end) for end in ends]
@@ -690,6 +685,11 @@ class JCAProcessor(ProcessorMixin):
         return self.clip_length * self.clip_stride
 
     @property
+    def block_length(self) -> int:
+        """Grid frames of a block of windows, in which every clip stands once."""
+        return self.num_clips * self.span
+
+    @property
     def clip_samples(self) -> int:
         """Samples of the waveform of a clip."""
         return round(self.span * self.feature_extractor.sampling_rate / self.frame_rate)
@@ -830,7 +830,7 @@ class JCAProcessor(ProcessorMixin):
             raise MediaError(f"{name} holds no video frame that can be decoded: is the file complete?")
         buffer.finish()
         while buffer.num_rows_out < len(buffer.shown) or buffer.start < buffer.num_frames:
-            last = buffer.start + (hop if live else buffer.block_length) >= buffer.num_frames
+            last = buffer.start + (hop if live else self.block_length) >= buffer.num_frames
             yield from buffer.pop_clips(last) if live else buffer.pop(tracks, last)
         if late:
             why = f"{late:.2f} s of its sound came too far behind the pictures to be used"

@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from measure import add_json, print_table
+from measure import add_json, print_table, timed
 
 import jca
 from jca.affwild2 import ANNOTATIONS, FOLDERS, load_affwild2
@@ -129,27 +129,20 @@ def extraction(file: Path | None, num_videos: int = 8) -> None:
 def extract_here(folder: Path, num_workers: int) -> None:
     """One process of [`extraction`]: prints its seconds and those inside the encoders."""
     torch.manual_seed(0)
-    model, processor, inside = jca.JCAModel(jca.JCAConfig(**TINY)).eval(), jca.JCAProcessor(), 0.0
-
-    def timed(encode):
-        def run(*arguments):
-            nonlocal inside
-            start = time.perf_counter()
-            out = encode(*arguments)
-            inside += time.perf_counter() - start
-            return out
-
-        return run
-
+    model, processor, inside = jca.JCAModel(jca.JCAConfig(**TINY)).eval(), jca.JCAProcessor(), [0.0]
     for modality in ("video", "audio"):
-        setattr(model, f"get_{modality}_features", timed(getattr(model, f"get_{modality}_features")))
+        setattr(
+            model,
+            f"get_{modality}_features",
+            timed(getattr(model, f"get_{modality}_features"), time.perf_counter, inside),
+        )
     dataset = load_prepared(folder / "prepared", "train")
     cache = folder / f"cache-{os.environ['WORLD_SIZE']}-{num_workers}"
     start = time.perf_counter()
     features = extract_features(dataset, model, processor, 8, cache, num_workers)
     seconds = time.perf_counter() - start
     clips = sum(len(ends) for ends in features.with_format("numpy")["end_frames"])
-    print(json.dumps({"seconds": seconds, "inside": inside, "clips": clips}), flush=True)
+    print(json.dumps({"seconds": seconds, "inside": inside[0], "clips": clips}), flush=True)
 
 
 def epoch(file: Path | None, num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int = 512) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import add_json, print_table
+from measure import add_json, print_table, timed
 from transformers import AutoModel, AutoProcessor
 
 import jca  # noqa: F401  (registers the model)
@@ -23,22 +23,11 @@ COST = "encoders, ms a second of video"
 
 def measure(source: str, data: Path) -> list[dict]:
     model, processor = AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
-    dataset, rows, spent = load_prepared(data, "validation"), [], 0.0
-
-    def timed(encode):
-        def run(*arguments):
-            nonlocal spent
-            start = time.process_time()
-            out = encode(*arguments)
-            spent += time.process_time() - start
-            return out
-
-        return run
-
+    dataset, rows, spent = load_prepared(data, "validation"), [], [0.0]
     for name in ("get_video_features", "get_track_features", "get_audio_features"):
-        setattr(model, name, timed(getattr(model, name)))
+        setattr(model, name, timed(getattr(model, name), time.process_time, spent))
     for hop in (hop for hop in range(1, processor.span + 1) if processor.span % hop == 0):
-        spent = 0.0
+        spent[0] = 0.0
         with tempfile.TemporaryDirectory() as folder:
             features = extract_features(dataset, model, processor, hop, folder)
             result = evaluate(model, features, processor, hop)
@@ -46,7 +35,7 @@ def measure(source: str, data: Path) -> list[dict]:
         row = {
             "model": source,
             "hop": str(hop),
-            COST: 1000 * spent / seconds,
+            COST: 1000 * spent[0] / seconds,
         }
         scores = {name.replace("ccc_", "CCC, "): x for name, x in result.items() if name.startswith("ccc_")}
         rows.append({**row, **scores, "CCC": result["ccc"]})

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import UndefinedError
 
 from configuration_jca import JCAConfig
 from jca.preparation import INDEX
@@ -66,7 +67,10 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
             )
     example = (repo_id, "or a folder of it") if repo_id else (".", "this folder")
     path = folder / "README.md"
-    card = model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
+    try:
+        card = model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
+    except UndefinedError as error:
+        raise ValueError(f"{file} lacks what training leaves in it: {error}.") from error
     path.write_text(f"{card}\n", encoding="utf-8")
     return path
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_jca import JCAModel, from_windows, to_windows
+from modeling_jca import JCAModel, from_windows
 from pipeline_jca import timeline_rows
 from processing_jca import JCAProcessor
 
@@ -70,20 +70,14 @@ def audio_share(model: JCAModel, processor: JCAProcessor, source: Any, **options
     [`modality_contributions`]. `source` and `options` are those of the pipeline: hop, faces, limits."""
     names = list(model.config.id2label.values())
 
-    sizes = processor.track_sizes(options.get("hop") or 8)
-    clip_length, stride, hop = sizes
-
+    @torch.no_grad()
     def shares() -> Iterator[dict[str, Any]]:
         for window in processor.windows(source, **options, tracks=model.reads_tracks):
-            inputs = {name: tensor.to(model.device) for name, tensor in processor.inputs(window).items()}
-            shifts = 1
+            inputs, shifts = {name: x.to(model.device) for name, x in processor.inputs(window).items()}, 1
             if model.reads_tracks:
-                pixels = inputs.pop("pixel_values").to(model.dtype)
-                frames = (inputs.pop(name) for name in ("frame_mask", "clip_frames"))
-                with torch.no_grad():
-                    inputs["video_features"] = model.get_track_features(pixels, *frames, sizes=sizes)
-                shifts = clip_length * stride // hop
-                inputs = {name: to_windows(x, shifts) for name, x in inputs.items()}
+                inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+                sizes = processor.track_sizes(processor.block_length // len(window["end_frames"]))
+                inputs, shifts = model.track_windows(sizes=sizes, **inputs)
             share = from_windows(modality_contributions(model, **inputs)["audio_share"], shifts)
             yield {**window, "values": share[0].float().cpu().numpy()}
 

@@ -126,6 +126,20 @@ def test_each_frame_is_encoded_once():
     assert sum(seen) == 80
 
 
+def test_windows_without_a_face_leave_batch_normalisation_alone():
+    clips, mask = cut(frames(64), 8, 1, 8), torch.ones(2, 8)
+    mask[1] = 0
+    both, one = (tiny_model(video_config=TRACKS).train() for _ in range(2))
+    features = both.get_video_features(clips, mask)
+    torch.testing.assert_close(features[:1], one.get_video_features(clips[:1], mask[:1]))
+    assert not features[1].any()
+    both.get_video_features(clips, torch.zeros(2, 8))
+    for (name, buffer), other in zip(both.named_buffers(), one.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+    features.sum().backward()
+    assert all(p.grad is not None for p in both.video_encoder.parameters())
+
+
 def test_tracks_that_can_not_be_are_refused(video):
     with pytest.raises(ValueError, match="'videomae' can not"):
         tiny_model(video_config={**encoder_config("videomae").to_dict(), "tracks": True})
