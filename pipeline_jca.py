@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,15 @@ def _join(clips: Mapping[int, Mapping[str, torch.Tensor]], ends: Iterable[int]) 
     return {name: torch.cat([clips.get(end, nothing)[name] for end in ends], dim=1) for name in nothing}
 
 
+def read_ahead(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same items; a thread makes the next one while the caller works with one. What it raises comes in its place."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
 class AudioVisualEmotionPipeline(ChunkPipeline):
     """
     A video in, one row for each of its frames and faces out.
@@ -262,7 +272,7 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
             reading.setdefault("limits", Limits(max_seconds=None))
             outputs = self._live(self.processor.windows(source, **reading, live=True))
         else:
-            outputs = (self.forward(self._model_inputs(w)) for w in self._windows(source, **reading))
+            outputs = map(self.forward, self._windows(source, **reading))
         return self._rows(outputs, **{"smoothing": None, **self._postprocess_params, **writing})
 
     @torch.inference_mode()
@@ -298,12 +308,13 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         previous = None
         for window in self._windows(inputs, **options):
             if previous is not None:
-                yield {"is_last": False, **self._model_inputs(previous)}
+                yield {"is_last": False, **previous}
             previous = window
-        yield {"is_last": True, **self._model_inputs(previous)}
+        yield {"is_last": True, **previous}
 
     def _windows(self, source: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        return self.processor.windows(source, **options, tracks=self.model.reads_tracks)
+        windows = self.processor.windows(source, **options, tracks=self.model.reads_tracks)
+        return read_ahead(map(self._model_inputs, windows))
 
     def _model_inputs(self, window: dict[str, Any]) -> dict[str, Any]:
         place = {"face": window["face"], "end_frames": window["end_frames"].tolist(), "rows": window["rows"]}

@@ -1,8 +1,10 @@
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -16,7 +18,8 @@ from transformers import AutoModel, pipeline
 
 import jca
 from detection_jca import Detections
-from pipeline_jca import clips_to_frames, smooth, timeline
+from pipeline_jca import clips_to_frames, read_ahead, smooth, timeline
+from sources_jca import MediaError
 
 
 FLAT = sorted(path.stem for path in Path(__file__).parents[1].glob("*_jca.py"))
@@ -186,6 +189,40 @@ def test_a_stream_gives_the_same_rows_before_the_end(pipe, people, people_rows, 
     rest = list(rows)
     assert [list(row) for row in rest[:1]] == [COLUMNS]
     assert [first, *rest] == expected
+
+
+def test_one_window_is_read_while_another_is_computed():
+    """And no more than one, whatever the computation takes; a stream that is left holds nothing."""
+    made, closed, before = [threading.Event() for _ in range(3)], threading.Event(), threading.active_count()
+
+    def windows():
+        try:
+            for event in made:
+                event.set()
+                yield {}
+        finally:
+            closed.set()
+
+    ahead = read_ahead(windows())
+    next(ahead)
+    assert made[1].wait(60)
+    assert not made[2].is_set()
+    ahead.close()
+    del ahead
+    assert not made[2].is_set()
+    assert closed.is_set()
+    assert threading.active_count() == before
+
+
+def test_what_reading_raises_comes_after_what_was_read(pipe, video):
+    def windows():
+        yield from itertools.islice(pipe.processor.windows(video), 1)
+        raise MediaError("the disk was pulled out")
+
+    ahead = read_ahead(windows())
+    assert len(next(ahead)["end_frames"]) == 16
+    with pytest.raises(MediaError, match="pulled out"):
+        next(ahead)
 
 
 def test_smoothing_of_a_stream_is_that_of_the_whole(pipe, people_rows, people):
@@ -368,8 +405,7 @@ pipe.save_pretrained(sys.argv[3])
 
 @pytest.mark.parametrize("kind", ["folder", "hub"])
 def test_remote_code_where_the_package_is_not(model_folder, silent_video, tmp_path, kind):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment.update(HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     source = model_folder
     if kind == "hub":  # as the Hub's cache lays a repository out
         commit, repository = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hf/hub/models--org--jca-tiny"
@@ -377,9 +413,9 @@ def test_remote_code_where_the_package_is_not(model_folder, silent_video, tmp_pa
         (repository / "refs").mkdir()
         (repository / "refs/main").write_text(commit)
         source = "org/jca-tiny"
-    # -P: without the working directory on sys.path
+    # -I: with neither the working directory nor PYTHONPATH on sys.path
     run = subprocess.run(
-        [sys.executable, "-P", "-c", REMOTE, source, silent_video, str(tmp_path / "again")],
+        [sys.executable, "-I", "-c", REMOTE, source, silent_video, str(tmp_path / "again")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
