@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from measure import add_json, print_table, timed
+from measure import add_json, operations, print_table, product_peak, timed
 
 import jca
 from jca.affwild2 import ANNOTATIONS, FOLDERS, load_affwild2
@@ -120,6 +120,7 @@ def extraction(file: Path | None, num_videos: int = 8) -> None:
                 "seconds": round(seconds, 1),
                 "clips a second": round(results[0]["clips"] / seconds),
                 "outside the encoders": round(1 - inside, 3),
+                "of the peak, inside them": round(sum(r["of the peak"] for r in results) / processes, 3),
                 "of the first row's time": round(seconds / first, 3),
             }
             rows.append(row)
@@ -130,6 +131,8 @@ def extract_here(folder: Path, num_workers: int) -> None:
     """One process of [`extraction`]: prints its seconds and those inside the encoders."""
     torch.manual_seed(0)
     model, processor, inside = jca.JCAModel(jca.JCAConfig(**TINY)).eval(), jca.JCAProcessor(), [0.0]
+    pixels, sound = torch.zeros(1, 1, 8, 3, 112, 112), torch.zeros(1, 1, 64, 107)
+    work = operations(lambda: (model.get_video_features(pixels), model.get_audio_features(sound)))  # of a clip
     for modality in ("video", "audio"):
         setattr(
             model,
@@ -142,7 +145,9 @@ def extract_here(folder: Path, num_workers: int) -> None:
     features = extract_features(dataset, model, processor, 8, cache, num_workers)
     seconds = time.perf_counter() - start
     clips = sum(len(ends) for ends in features.with_format("numpy")["end_frames"])
-    print(json.dumps({"seconds": seconds, "inside": inside[0], "clips": clips}), flush=True)
+    here = clips / int(os.environ["WORLD_SIZE"])  # the processes share them
+    share = work * here / inside[0] / product_peak()
+    print(json.dumps({"seconds": seconds, "inside": inside[0], "clips": clips, "of the peak": share}), flush=True)
 
 
 def epoch(file: Path | None, num_videos: int = 356, num_frames: int = 5618, hop: int = 4, size: int = 512) -> None:

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import add_json, peaks, print_table, seconds
+from measure import add_json, operations, peaks, print_table, seconds
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoProcessor
 
 import jca
@@ -122,12 +121,10 @@ def speed(num_clips: int = 4) -> tuple[list[dict], dict]:
                 if modality == "video" and size == 112:
                     tracks, count = track_runs(model, processor, unseen)
                     runs, counts = runs | tracks, counts | dict.fromkeys(tracks, count)
-                times, operations = seconds(runs), {}
+                times, work = seconds(runs), {}
                 for way in ("PyTorch float32", f"PyTorch float32, tracks at hop {HOP}"):
                     if way in runs:
-                        with FlopCounterMode(display=False) as counter:
-                            runs[way]()
-                        operations["tracks" in way] = counter.get_total_flops() / counts[way]
+                        work["tracks" in way] = operations(runs[way]) / counts[way]
                 for way, taken in times.items():
                     precision, taken = next(name for name in reached if name in way), taken / counts[way]
                     row = {
@@ -135,7 +132,7 @@ def speed(num_clips: int = 4) -> tuple[list[dict], dict]:
                         "path": way,
                         "ms a clip": round(1000 * taken, 2),
                         "ratio": round(taken / times["PyTorch float32"] * num_clips, 3),
-                        "of the peak": round(operations["tracks" in way] / taken / reached[precision], 3),
+                        "of the peak": round(work["tracks" in way] / taken / reached[precision], 3),
                         "mean difference": "",
                         "max difference": "",
                     }

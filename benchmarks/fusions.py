@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import add_json, print_table
+from measure import add_json, operations, print_table, product_peak, synchronize
 from torch import nn
 
 import jca
@@ -58,12 +58,10 @@ def seconds(runs: list[Callable[[], None]], device: str, repeats: int = 15) -> l
     times = [[] for _ in runs]
     for _ in range(repeats + 1):
         for run, taken in zip(runs, times, strict=True):
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             start = time.perf_counter()
             run()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             taken.append(time.perf_counter() - start)
     return [min(taken[1:]) for taken in times]  # the first one warms up
 
@@ -108,17 +106,19 @@ def loop(device: str, batch: int) -> tuple[list[dict], list[str]]:
 
 def growth(device: str, batch: int) -> tuple[list[dict], list[str]]:
     lengths, ratio = (8, 16, 64, 256), "16 clips, of concat's time"
-    times = {}
+    times, work, peak = {}, {}, product_peak(device=device)
     for num_clips in lengths:
         models, inputs = [build(fusion, num_clips, device) for fusion in FUSIONS], features(batch, num_clips, device)
-        taken = seconds([partial(step, model, inputs) for model in models], device, 5)
-        times[num_clips] = dict(zip(FUSIONS, taken, strict=True))
+        runs = [partial(step, model, inputs) for model in models]
+        times[num_clips] = dict(zip(FUSIONS, seconds(runs, device, 5), strict=True))
+        work[num_clips] = dict(zip(FUSIONS, map(operations, runs), strict=True))
     rows = []
     for fusion in FUSIONS:
         parameters = sum(p.numel() for p in build(fusion, 16, device).parameters() if p.requires_grad)
         cells = {f"{num_clips} clips (ms)": round(times[num_clips][fusion] * 1e3, 1) for num_clips in lengths}
         relative = round(times[16][fusion] / times[16]["concat"], 3)
-        rows.append({"fusion": fusion, "parameters at 16 clips": parameters, **cells, ratio: relative})
+        share = {"16 clips, of the peak": round(work[16][fusion] / times[16][fusion] / peak, 3)}
+        rows.append({"fusion": fusion, "parameters at 16 clips": parameters, **cells, **share, ratio: relative})
     return rows, [ratio]
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the hardware line, times of calls that take turns, the machine's peaks, tables."""
+"""What the benchmarks share: the hardware line, times of calls that take turns, operations and the peaks, tables."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from jca.backends import open_openvino, quantize, write_graph
 
@@ -33,6 +34,31 @@ def seconds(runs: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str,
             run()
             least[name] = min(least[name], time.process_time() - start)
     return least
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Operations of the matrix products and convolutions of a call, two for each multiplication."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def product_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = 1024) -> float:
+    """Operations a second of PyTorch's product of two matrices, with all threads and by the clock on the wall."""
+    x, least = torch.randn(size, size, device=device, dtype=dtype), float("inf")
+    for _ in range(20):
+        synchronize(device)
+        start = time.perf_counter()
+        x @ x
+        synchronize(device)
+        least = min(least, time.perf_counter() - start)
+    return 2 * size**3 / least
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU, which works on while Python goes on."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 @torch.no_grad()

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from data import TINY
 from encoders import MOBILE, R2PLUS1D
-from measure import add_json, print_table
+from measure import add_json, print_table, product_peak
+from torch.utils.flop_counter import FlopCounterMode
 
 import faces_jca
 import jca
 import media_jca
+import pipeline_jca
 import processing_jca
 from jca.backends import export, load_pipeline
 from jca.synthetic import make_synthetic
@@ -83,14 +85,18 @@ def make_model(folder: Path, **config) -> Path:
 
 
 class Clock:
-    """Seconds in each stage, less those in the stages that it calls."""
+    """What each stage spends, less what the stages spend that it calls: seconds, or what another `read` counts."""
 
     def __init__(self):
-        self.seconds, self.stack, self.since = Counter(), ["windows, rows"], time.perf_counter()
+        self.stack = ["windows, rows"]
+        self.start()
+
+    def start(self, read: Callable[[], float] = time.perf_counter) -> None:
+        self.read, self.spent, self.since = read, Counter(), read()
 
     def switch(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self.stack[-1]] += now - self.since
+        now = self.read()
+        self.spent[self.stack[-1]] += now - self.since
         self.since = now
 
     def timed(self, stage: str, function: Callable) -> Callable:
@@ -123,7 +129,8 @@ def time_encoders(model: jca.JCAModel, clock: Clock) -> None:
 
 
 def stages(folder: Path, hop: int = 8) -> tuple[list[dict], dict]:
-    path, pipe, clock = make_video(folder), load_pipeline(make_model(folder / "model")), Clock()
+    path, pipe, clock = str(make_video(folder)), load_pipeline(make_model(folder / "model")), Clock()
+    pipeline_jca.read_ahead = iter  # one after the other, so that the time of each is its own
     processing_jca.decode = clock.timed_generator("decode", media_jca.decode)
     processing_jca.upright = clock.timed("crops: RGB, aligned, scaled", media_jca.upright)
     faces_jca.align = clock.timed("crops: RGB, aligned, scaled", faces_jca.align)
@@ -131,26 +138,32 @@ def stages(folder: Path, hop: int = 8) -> tuple[list[dict], dict]:
     pipe.processor.inputs = clock.timed("normalised pixels, log-mel", pipe.processor.inputs)
     time_encoders(pipe.model, clock)
     pipe.model.forward = clock.timed("fusion", pipe.model.forward)
-    list(pipe(str(path), hop=32))  # warm
-    clock.seconds.clear()
-    clock.since = start = time.perf_counter()
-    rows = pipe(str(path), hop=hop)
+    with FlopCounterMode(display=False) as counter:
+        clock.start(counter.get_total_flops)
+        rows = pipe(path, hop=hop)
+        clock.switch()
+    work, peak = clock.spent, product_peak()
+    clock.start()
+    pipe(path, hop=hop)
     clock.switch()
-    total = time.perf_counter() - start
+    total, encoders = clock.spent.total(), clock.spent["encoders"]
+    work["all but the encoders"] = work.total() - work["encoders"]
     detected = sum(row["face_detected"] for row in rows) / len(rows)
-    taken = dict(clock.seconds.most_common()) | {"all but the encoders": total - clock.seconds["encoders"]}
+    taken = dict(clock.spent.most_common()) | {"all but the encoders": total - encoders}
     table = [
         {
             "stage": stage,
             "seconds": round(seconds, 2),
             "share": f"{seconds / total:.1%}",
             "x real time": round(seconds / SECONDS, 3),
-            "of the encoders' time": float(f"{seconds / clock.seconds['encoders']:.2g}"),
+            "of the peak": float(f"{work[stage] / seconds / peak:.2g}") if work[stage] else "no products",
+            "of the encoders' time": float(f"{seconds / encoders:.2g}"),
         }
         for stage, seconds in taken.items()
     ]
     size = f"{SECONDS} s, {WIDTH} x {HEIGHT}"
-    return table, {"video": size, "hop": hop, "precision": "float32", "frames with a face": f"{detected:.0%}"}
+    about = {"video": size, "hop": hop, "precision": "float32", "frames with a face": f"{detected:.0%}"}
+    return table, {**about, "peak (GOP/s)": round(peak / 1e9)}
 
 
 def speed(folder: Path) -> tuple[list[dict], dict]:
@@ -178,22 +191,27 @@ def speed(folder: Path) -> tuple[list[dict], dict]:
         ("mobile", mobile, None, 8),
         ("mobile, openvino", folder / "mobile_graphs", "openvino", 8),
     ]
-    rows = []
+    rows, read_ahead = [], pipeline_jca.read_ahead
     for what, source, backend, hop in ways:
         pipe, clock = load_pipeline(source, backend), Clock()
         time_encoders(pipe.model, clock)
         list(pipe.stream(path, hop=32))  # warm
-        clock.seconds.clear()
-        clock.since = start = time.perf_counter()
-        list(pipe.stream(path, hop=hop))
-        total, encoders = time.perf_counter() - start, clock.seconds["encoders"]
+        spent = {}
+        for way in (iter, read_ahead):  # what encoders take with nothing beside them, and the whole as it is
+            pipeline_jca.read_ahead = way
+            clock.start()
+            list(pipe.stream(path, hop=hop))
+            clock.switch()
+            spent[way] = clock.spent
+        total, one_by_one, encoders = spent[read_ahead].total(), spent[iter].total(), spent[iter]["encoders"]
         rows.append(
             {
                 "pipeline": what,
                 "hop": str(hop),
                 "seconds": round(total, 2),
                 "faster than real time": round(SECONDS / total, 2),
-                "of it encoders": f"{encoders / total:.0%}",
+                "seconds, one after the other": round(one_by_one, 2),
+                "encoders alone": round(encoders, 2),
                 "whole / encoders": round(total / encoders, 2),
                 "ratio": round(total / rows[0]["seconds"], 4) if rows else 1.0,
             }
