@@ -21,8 +21,8 @@ $(VENV)/installed: requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: install  ## synthetic corpus, the three stages of training, comparison table, timeline of a held-out video
-	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+demo: install  ## synthetic corpus (of the Hub: HUB=name/dataset), training in three stages, comparison, timeline of a video
+	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus $(if $(HUB),--hub '$(HUB)')
 	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/accelerate launch $(LAUNCH) scripts/train.py recipes/demo.yaml
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml
@@ -33,7 +33,7 @@ demo: install  ## synthetic corpus, the three stages of training, comparison tab
 	  --annotation $(RUN)/corpus/VA_Estimation_Challenge/Validation_Set/$(HELD_OUT).txt
 
 seeds: install  ## the comparison table over several seeds (SEEDS="0 1 2")
-	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus
+	$(BIN)/python scripts/make_synthetic.py $(RUN)/corpus $(if $(HUB),--hub '$(HUB)')
 	$(BIN)/python scripts/prepare_affwild2.py $(RUN)/corpus $(RUN)/prepared
 	$(BIN)/python scripts/ablate.py recipes/demo.yaml --seeds $(SEEDS)
 
@@ -64,10 +64,10 @@ release: install  ## wheel and sdist in dist/, checked
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python -m pytest tests/test_release.py tests/test_packaging.py
 
-audit:  ## known vulnerabilities of the locked versions
+audit:  ## known vulnerabilities of the versions that are locked for this Python
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
-	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
+	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
 
 lock:  ## choose versions anew (needs uv)
 	echo 'torch==2.13.0' > constraints.tmp

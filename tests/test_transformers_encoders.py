@@ -454,7 +454,7 @@ def test_clips_and_features_of_a_corpus(folder, short_video, tmp_path):
 
 def test_remote_code(folder, silent_video, tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", REMOTE, folder, silent_video, str(tmp_path / "again")]
+    command = [sys.executable, "-I", "-c", REMOTE, folder, silent_video, str(tmp_path / "again")]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = json.loads(run.stdout.split("ROWS")[1])
