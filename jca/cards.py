@@ -2,26 +2,37 @@
 from a hand."""
 
 import datetime
+import hashlib
 import json
+import math
+import os.path
 import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import (
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import UndefinedError
 
 from configuration_jca import JCAConfig
-from jca.preparation import INDEX
 from jca.recipes import build_processor, load_recipe
-from jca.synthetic import SETTINGS_FILE
+from jca.synthetic import SETTINGS_FILE, read_settings
 from processing_jca import JCAProcessor
 
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = {"ccc": ("CCC", "ccc"), "mse": ("MSE", "mse"), "pcc": ("PCC", "pearsonr")}  # for people, for the Hub
-# How each corpus is called and what the Hub is told of it. Neither lies there under this name.
+# How each kind of corpus is called and what the Hub is told of it. Neither lies there under this name.
 CORPORA = {
     "synthetic": {"name": "synthetic corpus", "datasets": ["jca-synthetic"], "license": "apache-2.0"},
     "affwild2": {
@@ -31,8 +42,10 @@ CORPORA = {
         "license_name": "aff-wild2-research-only",
         "license_link": "https://ibug.doc.ic.ac.uk/resources/aff-wild2/",
     },
+    "csv": {"name": "a corpus of one's own", "datasets": [], "license": "unknown"},
     None: {"name": "a corpus that is not named", "datasets": [], "license": "unknown"},
 }
+UNEDITED = re.compile(r"\n<!-- As jca\.cards wrote it, while the SHA-256 of all above is ([0-9a-f]{64}) -->\n\Z")
 FACES = {
     "detect": "found, followed and aligned",
     "center": "the central square of the picture is taken for one",
@@ -43,7 +56,8 @@ FACES = {
 def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """
     Write the model card `README.md` of a trained model's folder, from its `config.json`, `processor_config.json` and
-    `metrics.json`. Without the last there are no figures on it, and it says so.
+    `metrics.json`. Without the last there are no figures on it, and it says so. A card that was written before is replaced,
+    one that was edited is not.
 
     Args:
         repo_id: repository of the Hub to which the folder goes, for the example of use and as the model's name.
@@ -52,27 +66,67 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
         The path of the card.
 
     Raises:
+        FileExistsError: if a card is there that a hand wrote or edited.
         OSError: if the folder holds no model and processor.
         ValueError: if `metrics.json` is not what training leaves.
     """
-    folder = Path(folder)
+    path = Path(folder, "README.md")
+    if is_edited(path):
+        raise FileExistsError(f"{path} was written or edited by hand: move it elsewhere, and a new one is written.")
+    text = f"{_folder_card(Path(folder), repo_id)}\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(f"{text}\n<!-- As jca.cards wrote it, while the SHA-256 of all above is {digest} -->\n", "utf-8")
+    return path
+
+
+def is_edited(card: Path) -> bool:
+    """Whether a file is there that [`write_card`] did not leave so."""
+    if not card.exists():
+        return False
+    text = card.read_text("utf-8")
+    record = UNEDITED.search(text)
+    return not record or hashlib.sha256(text[: record.start()].encode()).hexdigest() != record[1]
+
+
+def differing_figures(folder: Path) -> list[str]:
+    """
+    What the metadata of the card in a model's folder says otherwise than its `metrics.json`, as "CCC valence 0.838, not
+    0.721"; figures may be rounded to three digits, and those of other measures are not looked at.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: as `write_card`, or if the card's metadata can not be read.
+    """
+    said = ModelCard.load(folder / "README.md").data.eval_results or []
+    metrics = _read_metrics(folder)
+    if not said or not isinstance(metrics, dict) or "best" not in metrics:
+        return []
+    wrong = []
+    for own in _folder_card(folder, None).data.eval_results or []:
+        values = [x.metric_value for x in said if x.metric_name == own.metric_name]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        if values and not any(math.isclose(value, own.metric_value, abs_tol=6e-4) for value in numbers):
+            wrong.append(f"{own.metric_name} {values[0]}, not {own.metric_value:.3f}")
+    return wrong
+
+
+def _read_metrics(folder: Path) -> Any:
+    file = folder / "metrics.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
     config, processor = JCAConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
-    file, metrics = folder / "metrics.json", {}
-    if file.exists():
-        metrics = json.loads(file.read_text())
-        if not isinstance(metrics, dict) or "best" not in metrics:
-            raise ValueError(
-                f"{file} has no entry `best`: it is not what training leaves beside a model. Move it elsewhere, and the "
-                "card has no figures."
-            )
+    file, metrics = folder / "metrics.json", _read_metrics(folder)
+    if file.exists() and (not isinstance(metrics, dict) or "best" not in metrics):
+        raise ValueError(
+            f"{file} has no entry `best`: it is not what training leaves beside a model. Move it elsewhere, and the "
+            "card has no figures."
+        )
     example = (repo_id, "or a folder of it") if repo_id else (".", "this folder")
-    path = folder / "README.md"
     try:
-        card = model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
+        return model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
     except UndefinedError as error:
         raise ValueError(f"{file} lacks what training leaves in it: {error}.") from error
-    path.write_text(f"{card}\n", encoding="utf-8")
-    return path
 
 
 def recipe_card(path: str | Path, metrics: dict[str, Any] | None = None) -> ModelCard:
@@ -90,19 +144,33 @@ def recipe_card(path: str | Path, metrics: dict[str, Any] | None = None) -> Mode
     return model_card(JCAConfig(**recipe.model), build_processor(recipe), Path(path).stem, example, metrics)
 
 
-def corpus_of(metrics: dict[str, Any]) -> str | None:
+def corpus_of(metrics: dict[str, Any]) -> dict[str, Any]:
     """
-    On which corpus a model was trained, a key of `CORPORA`. The prepared files say what is synthetic, by the names of its
-    videos; where they are no longer there, and for Aff-Wild2, the recipe does, whose name begins with its corpus's.
+    On which corpus a model was trained, as the entry of `CORPORA`, with its `kind`. Training has recorded it; of a recipe
+    alone, and where it has not, the recipe's name begins with the corpus's.
     """
-    index = Path(metrics["data"], INDEX) if "data" in metrics else None
-    if index and index.exists():
-        files = [Path(name).stem for split in json.loads(index.read_text()).values() for name in split]
-        if files and all(re.fullmatch(r"synthetic-\d{4}", name) for name in files):
-            return "synthetic"
-    recipe = Path(metrics.get("recipe") or "").name
-    prefixes = {"demo": "synthetic", "affwild2": "affwild2"}
-    return next((corpus for prefix, corpus in prefixes.items() if recipe.startswith(prefix)), None)
+    records = [record for record in metrics.get("corpus", {}).values() if record]
+    if records:
+        kinds = {record["kind"] for record in records}
+    else:
+        recipe = Path(metrics.get("recipe") or "").name
+        prefixes = {"demo": "synthetic", "affwild2": "affwild2"}
+        kinds = {kind for prefix, kind in prefixes.items() if recipe.startswith(prefix)}
+    kind = kinds.pop() if len(kinds) == 1 else None  # of several, none holds for all
+    about = {**CORPORA[kind], "kind": kind}
+    if kind == "csv":
+        names = sorted({re.sub(r"[^\w .-]", "_", record["name"]) for record in records})
+        about["name"] = f"corpus {' and '.join(names)}"
+    if hub := _hub(metrics):
+        about["datasets"] = [hub[0]]
+    return about
+
+
+def _hub(metrics: dict[str, Any]) -> tuple[str, str] | None:
+    """The Hub's data set, and its commit, of which all rows are."""
+    records = metrics.get("corpus", {}).values()
+    found = {(record["hub"], record["revision"]) if record and "hub" in record else None for record in records}
+    return found.pop() if len(found) == 1 else None
 
 
 def model_card(
@@ -116,8 +184,8 @@ def model_card(
         example: folder or repository of the model, and a comment on it, for the example of use.
         metrics: content of `metrics.json`, or of a model without figures what is known: its `recipe` and `settings`, if any.
     """
-    corpus, labels = corpus_of(metrics), list(config.id2label.values())
-    about, settings, stage = CORPORA[corpus], metrics.get("settings", {}), metrics.get("stage")
+    about, labels = corpus_of(metrics), list(config.id2label.values())
+    corpus, settings, stage = about["kind"], metrics.get("settings", {}), metrics.get("stage")
     encoders = settings.get("encoders", {})
     base_models = [source for source in encoders.values() if _is_repository(source)]
     figures, selected_by = metrics.get("reported") or metrics.get("best"), metrics.get("selected_by", "validation")
@@ -191,8 +259,7 @@ def model_card(
 
 
 def _eval_results(figures: dict, labels: list[str], about: dict, split: str, units: str) -> list[EvalResult]:
-    """The figures for `model-index`: each measure of each output, and the mean CCC. The newer files `.eval_results/*.yaml`
-    are of corpora that the Hub has registered as benchmarks, and these are not."""
+    """The figures for `model-index`: each measure of each output, and the mean CCC."""
     keys = [(f"{kind}_{name}", kind, name) for kind in METRICS for name in labels]
     return [
         EvalResult(
@@ -207,6 +274,24 @@ def _eval_results(figures: dict, labels: list[str], about: dict, split: str, uni
         )
         for key, kind, name in [*keys, ("ccc", "ccc", "mean")]
     ]
+
+
+def eval_results_file(metrics: dict[str, Any]) -> str | None:
+    """
+    The content of `.eval_results/jca.yaml`: CCC of each output and their mean on the Hub's data set of which all rows were.
+    None for a corpus that does not lie there, such as Aff-Wild2: an entry names one. The Hub lists the entries of data sets
+    that it has registered as benchmarks, with tasks of these names, and passes over others.
+    """
+    hub, figures = _hub(metrics), metrics.get("reported")
+    if not hub or not figures:
+        return None
+    notes = f"{corpus_of(metrics)['name']}, {metrics['reported_on']}"
+    entries = [
+        EvalResultEntry(hub[0], name, value, hub[1], date=metrics["time"], notes=notes)
+        for name, value in figures.items()
+        if name.split("_")[0] == "ccc"
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
 def _describe_fusion(config: JCAConfig) -> str | None:
@@ -234,8 +319,23 @@ def _is_repository(source: str) -> bool:
 
 
 def _shown(path: str) -> str:
-    """A path that is absolute is its machine's: the last part of it."""
-    return Path(path).name if Path(path).is_absolute() else path
+    """A path that leads out of the working folder is its machine's: the last part of it. One that does not, from there."""
+    if not Path(path).is_absolute() and ".." not in Path(path).parts:
+        return path
+    whole, here = Path(os.path.abspath(path)), Path.cwd()
+    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.name
+
+
+def public_metrics(metrics: Any) -> Any:
+    """The content of `metrics.json` for others: paths as far as they are not the machine's."""
+    match metrics:
+        case dict():
+            return {name: public_metrics(value) for name, value in metrics.items()}
+        case list():
+            return [public_metrics(value) for value in metrics]
+        case str():
+            return _shown(metrics)
+    return metrics
 
 
 # The synthetic corpus -------------------------------------------------------------------------------------------------
@@ -248,12 +348,7 @@ def dataset_card(root: str | Path, repo_id: str) -> DatasetCard:
     Raises:
         ValueError: if it did not.
     """
-    file = Path(root) / SETTINGS_FILE
-    if not file.exists():
-        raise ValueError(
-            f"{root} holds no synthetic corpus: there is no {SETTINGS_FILE}. Make one with scripts/make_synthetic.py."
-        )
-    settings = json.loads(file.read_text())
+    settings = read_settings(Path(root) / SETTINGS_FILE)
     data = DatasetCardData(
         license="apache-2.0",
         pretty_name="Synthetic faces and voices with valence and arousal",
@@ -266,28 +361,3 @@ def dataset_card(root: str | Path, repo_id: str) -> DatasetCard:
     )
     options = " ".join(f"--{name} {value}" for name, value in settings.items() if name != "design")
     return DatasetCard.from_template(data, TEMPLATES / "dataset_card.md", repo_id=repo_id, options=options, **settings)
-
-
-def push_synthetic(root: str | Path, repo_id: str, private: bool = False) -> str:
-    """
-    Put a synthetic corpus and its card on the Hub, as a dataset; `snapshot_download` with `local_dir` gives a folder back
-    from which `make demo` goes on. It has a file for each frame, tens of thousands for the corpus of the demo.
-
-    Returns:
-        Address of the repository.
-
-    Raises:
-        ValueError: if there is no synthetic corpus in `root`, or the Hub does not accept the card.
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for want of a token for example.
-    """
-    card, api = dataset_card(root, repo_id), HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    card.push_to_hub(repo_id, commit_message="Card of the synthetic corpus")  # validated by the Hub
-    api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=root,
-        ignore_patterns=["README.md", "*.part", "*.part/*"],  # what is being written
-        commit_message="Synthetic corpus",
-    )
-    return str(url)

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from jca.corpus import CorpusError, Media, compare_lengths, frame_labels, make_dataset, make_row, write_whole
 from jca.pools import process_pool
+from jca.synthetic import ORIGIN_FILE, SETTINGS_FILE, read_settings
 from media_jca import Waveform, decode_picture
 from modeling_jca import IGNORED_LABEL
 from processing_jca import JCAProcessor, Look, Seen, WindowBuffer, nearest_frames
@@ -31,6 +32,7 @@ from processing_jca import JCAProcessor, Look, Seen, WindowBuffer, nearest_frame
 logger = logging.get_logger(__name__)
 
 INDEX = "prepared.json"  # written last: a folder that has it is complete
+CORPUS = "corpus"  # the entry of the index that is no split: what the rows of each are of
 FORMAT = 1  # counts up when the files change: those of another format are made anew
 SCHEMA = pa.schema(
     {
@@ -249,6 +251,7 @@ def prepare(
     processor: JCAProcessor,
     num_proc: int = 1,
     on_error: str = "raise",
+    corpus: Mapping[str, dict | None] | None = None,
 ) -> dict[str, dict]:
     """
     Write a corpus as one file for each row, `folder/<split>/<video_id>.arrow`, and an index with their hashes.
@@ -263,6 +266,7 @@ def prepare(
         num_proc: processes that share the videos.
         on_error: `"raise"`: a crop that is no picture or media that can not be read is an error at the end; `"skip"`: such
             a frame counts as without a face, such a video is left out.
+        corpus: what the rows of each split are of, by [`corpus_record`]: kept in the index, for `metrics.json` and cards.
 
     Returns:
         What the index holds of each split: for each file hash, frames, labelled frames, seconds and missing crops.
@@ -273,8 +277,10 @@ def prepare(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = _read_index(folder) if (folder / INDEX).exists() else {}
+    records = {**before.pop(CORPUS, {}), **dict.fromkeys(splits), **(corpus or {})}
     if before:  # from here on until its end this run's splits are not complete
-        write_whole(folder / INDEX, partial(_dump, {k: files for k, files in before.items() if k not in splits}))
+        kept = {split: files for split, files in before.items() if split not in splits}
+        write_whole(folder / INDEX, partial(_dump, {**kept, CORPUS: records}))
     jobs = {
         (split, row["video_id"]): (
             row,
@@ -300,7 +306,7 @@ def prepare(
     if problems:
         logger.warning(f"{CorpusError(folder, sorted(problems))}\n  What could be used of it was.")
     index = {split: dict(sorted(entries.items())) for split, entries in index.items()}
-    write_whole(folder / INDEX, partial(_dump, {**before, **index}))
+    write_whole(folder / INDEX, partial(_dump, {**before, **index, CORPUS: records}))
     return index
 
 
@@ -321,7 +327,8 @@ def check_prepared(folder: str | Path, num_proc: int = 1) -> list[str]:
         CorpusError: if the folder has no index.
     """
     folder = Path(folder)
-    known = {name: entry for files in _read_index(folder).values() for name, entry in files.items()}
+    splits = {name: files for name, files in _read_index(folder).items() if name != CORPUS}
+    known = {name: entry for files in splits.values() for name, entry in files.items()}
     present = {str(path.relative_to(folder)) for path in folder.glob("*/*.arrow")}
     problems = [f"{folder / name}: is missing" for name in known if name not in present]
     problems += [f"{folder / name}: is not in {INDEX}" for name in sorted(present - set(known))]
@@ -340,6 +347,30 @@ def check_prepared(folder: str | Path, num_proc: int = 1) -> list[str]:
 def is_prepared(folder: str | Path) -> bool:
     """Whether `folder` is one that [`prepare`] makes, complete or not."""
     return (Path(folder) / INDEX).exists() or any(Path(folder).glob("*/*.arrow"))
+
+
+def corpus_record(source: str | Path, split: str) -> dict | None:
+    """
+    Of which corpus the rows are that `jca.corpus.load_corpus` gives: `kind` is `"synthetic"`, `"affwild2"` or `"csv"`. A
+    synthetic one has its `settings`, and if it was fetched from the Hub data set and commit, `hub` and `revision`; a CSV
+    file its `name`. Of a prepared folder, what it was made from, or None if its index does not say.
+
+    Raises:
+        CorpusError: if a prepared folder has no index; ValueError: if the settings of a synthetic corpus are damaged.
+    """
+    source = Path(source)
+    if source.suffix.lower() == ".csv":
+        return {"kind": "csv", "name": source.stem}
+    if is_prepared(source):
+        return _read_index(source).get(CORPUS, {}).get(split)
+    if not (source / SETTINGS_FILE).exists():
+        return {"kind": "affwild2"}
+    origin = source / ORIGIN_FILE
+    return {
+        "kind": "synthetic",
+        "settings": read_settings(source / SETTINGS_FILE),
+        **(json.loads(origin.read_text()) if origin.exists() else {}),
+    }
 
 
 def _read_index(folder: Path) -> dict[str, dict]:
@@ -379,7 +410,7 @@ def load_prepared(folder: str | Path, split: str) -> Dataset:
     """
     folder, index = Path(folder), _read_index(Path(folder))
     if split not in index:
-        there = ", ".join(index) or "none that is complete"
+        there = ", ".join(name for name in index if name != CORPUS) or "none that is complete"
         raise CorpusError(folder, [f"has no split {split!r}; it has {there}: let scripts/prepare_affwild2.py end"])
     rows, problems = [], []
     for name in index[split]:

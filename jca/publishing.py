@@ -1,16 +1,31 @@
-"""A model's folder becomes a repository of the Hub, in one commit; what else a run left in it stays where it is."""
+"""A model's folder becomes a repository of the Hub, in one commit; what else a run left in it stays where it is. The
+synthetic corpus goes there too, and comes back."""
 
+import io
+import json
 import re
+import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
 
-from jca.cards import write_card
+from jca.cards import dataset_card, differing_figures, eval_results_file, is_edited, public_metrics, write_card
+from jca.corpus import write_whole
+from jca.synthetic import ORIGIN_FILE, SETTINGS_FILE, claim, read_settings, video_files, videos
 
 
 # What none of these names is never sent: not checkpoints/, logs/, caches, optimizer states nor halves of files
@@ -26,11 +41,21 @@ PUBLISHED = (
     ".eval_results/*.yaml",
     "pictures/*.png",
 )
+EVAL_RESULTS = ".eval_results/jca.yaml"  # made of the metrics, where they are of a data set of the Hub
+# What a repository has of another model or corpus, and would be opened in the place of what is sent
+STALE = re.compile(
+    r"model[^/]*\.safetensors(\.index\.json)?|\.eval_results/jca\.yaml|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
+)
 LARGE = 10_000_000  # bytes
+ANOTHER = "Name a data set that scripts/publish.py sent, or make the corpus here, without the Hub."
 
 
 class PublishingError(OSError):
     """A folder could not be published; the message is one for people, with the remedy."""
+
+
+class FetchingError(OSError):
+    """A corpus could not be fetched; the message is one for people, with the remedy."""
 
 
 class Publication(NamedTuple):
@@ -48,14 +73,8 @@ def find_files(folder: Path) -> list[Path]:
     Raises:
         PublishingError: if the folder holds no model, or one of the files is a link that leads out of it.
     """
-    root, files = folder.resolve(), []
-    for path in (path for pattern in PUBLISHED for path in folder.glob(pattern) if path.name[0] != "."):
-        if not path.resolve().is_relative_to(root):
-            raise PublishingError(
-                f"{path} leads out of the folder, to {path.resolve()}: put the file itself there, or take the link away."
-            )
-        if path.is_file():
-            files.append(path)
+    paths = (path for pattern in PUBLISHED for path in folder.glob(pattern) if path.name[0] != ".")
+    files = [path for path in paths if _inside(path, folder).is_file()]
     names = {path.name for path in files}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise PublishingError(
@@ -65,30 +84,102 @@ def find_files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def is_large(file: Path) -> bool:
+def _inside(path: Path, folder: Path) -> Path:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise PublishingError(
+            f"{path} leads out of the folder, to {path.resolve()}: put the file itself there, or take the link away."
+        )
+    return path
+
+
+def is_large(file: CommitOperationAdd) -> bool:
     """Whether the Hub will keep a file in its large storage (LFS or Xet): binary ones, by Git's sign of them, and those
     over 10 MB. The Hub has the last word when it is asked."""
-    with file.open("rb") as opened:
-        return b"\0" in opened.read(512) or file.stat().st_size > LARGE
+    return b"\0" in file.upload_info.sample or file.upload_info.size > LARGE
 
 
-def prepare(folder: Path, repo_id: str) -> list[Path]:
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds a synthetic corpus, and no model."""
+    return (folder / SETTINGS_FILE).exists()
+
+
+def prepare(folder: Path, repo_id: str) -> list[CommitOperationAdd]:
     """
-    The files that `publish` sends, sorted, among them the card README.md, which is written if there is none.
+    The files that `publish` sends, sorted.
+
+    Of a model: as `find_files`, with the card README.md, which is written anew unless a hand wrote or edited it; the
+    metrics without the paths of this machine; and `.eval_results/jca.yaml` where the corpus is of the Hub. Of a synthetic
+    corpus: the face crops of a video as one archive, since the Hub wants fewer files than there are frames.
 
     Raises:
-        PublishingError: as `find_files`, or if no card can be written.
+        PublishingError: as `find_files`; if no card can be written, or an edited one has other figures than the metrics; if
+            a corpus is not complete.
     """
-    files = find_files(folder)
-    if folder / "README.md" in files:
-        return files
+    files = _corpus_files(folder, repo_id) if is_corpus(folder) else _model_files(folder, repo_id)
+    return [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+
+
+def _model_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
+    find_files(folder)
+    card, metrics = folder / "README.md", folder / "metrics.json"
     try:
-        write_card(folder, repo_id if "/" in repo_id else None)
-    except (OSError, ValueError) as error:
-        raise PublishingError(
-            f"No card could be written: {_line(error)}. Or write {folder / 'README.md'} yourself."
-        ) from error
-    return find_files(folder)
+        content = json.loads(metrics.read_text()) if metrics.exists() else {}
+    except ValueError as error:
+        raise PublishingError(f"{metrics} is no JSON ({_line(error)}): correct it, or take it away.") from error
+    if is_edited(card):
+        try:
+            wrong = differing_figures(folder)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise PublishingError(
+                f"The metadata of {card} can not be read, or compared with {metrics.name}: {_line(error)}. Correct it, or "
+                "move the card elsewhere and a new one is written."
+            ) from error
+        if wrong:
+            raise PublishingError(
+                f"{card} was edited by hand, and has other figures than {metrics.name}: {'; '.join(wrong)}. Write those, or "
+                "move the card elsewhere and a new one is written."
+            )
+    else:
+        try:
+            write_card(folder, repo_id if "/" in repo_id else None)
+        except (OSError, ValueError) as error:
+            raise PublishingError(f"No card could be written: {_line(error)}. Or write {card} yourself.") from error
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in find_files(folder)}
+    if (public := public_metrics(content)) != content:
+        files[metrics.name] = json.dumps(public, indent=1).encode()
+    if isinstance(content, dict) and (results := eval_results_file(content)):
+        files.setdefault(EVAL_RESULTS, results.encode())
+    return files
+
+
+def _corpus_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
+    try:
+        settings, card = read_settings(_inside(folder / SETTINGS_FILE, folder)), dataset_card(folder, repo_id)
+    except ValueError as error:
+        raise PublishingError(str(error)) from error
+    files: dict[str, Path | bytes] = {"README.md": str(card).encode(), SETTINGS_FILE: folder / SETTINGS_FILE}
+    for name, split in videos(settings).items():
+        media, crops, annotation = (_inside(path, folder) for path in video_files(folder, name, split))
+        if not (media.exists() and crops.exists() and annotation.exists()):
+            raise PublishingError(
+                f"{folder} is not complete, {name} is missing: scripts/make_synthetic.py goes on with it."
+            )
+        for path in (media, annotation):
+            files[path.relative_to(folder).as_posix()] = path
+        files[f"{crops.relative_to(folder).as_posix()}.tar"] = _pack(crops)
+    return files
+
+
+def _pack(crops: Path) -> bytes:
+    """An archive that is the same whenever and wherever it is made."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(crops.glob("*.jpg")):
+            content = _inside(path, crops).read_bytes()
+            member = tarfile.TarInfo(path.name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
 
 
 def publish(
@@ -99,15 +190,16 @@ def publish(
     revision: str | None = None,
     tag: str | None = None,
     create_pr: bool = False,
-    message: str = "Publish the model",
+    message: str | None = None,
 ) -> Publication:
     """
-    Send a model's folder to `HF_ENDPOINT` in one commit, only what the repository does not have; if it has everything,
-    there is no commit. Weights in the repository that the folder does not have are removed, since they would be opened in
-    the place of these. A repository that does not exist is made.
+    Send the folder of a model, or of a synthetic corpus, which becomes a data set, to `HF_ENDPOINT` in one commit, only what
+    the repository does not have; if it has everything, there is no commit. Weights or videos in the repository that the
+    folder does not have are removed, since they would be opened in the place of these. A repository that does not exist is
+    made.
 
     Args:
-        folder: of `save_pretrained` or training; gets a README.md if it has none.
+        folder: of `save_pretrained` or training; gets a README.md if it has none. Or of `make_synthetic`.
         repo_id: as "name" or "organization/name".
         private: makes a private repository; one that is public already is refused.
         revision: branch, made from `main` if it does not exist, or "refs/pr/1" for a pull request that is open; `main` if
@@ -119,42 +211,140 @@ def publish(
     Raises:
         PublishingError: if it was not published, with the reason and the remedy.
     """
-    files = prepare(folder, repo_id)
-    api = HfApi()
+    operations = prepare(folder, repo_id)
+    api, kind = HfApi(), "dataset" if is_corpus(folder) else "model"
     with explained(api.endpoint, repo_id):
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
+        whole = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True).repo_id
+        if whole != repo_id:  # cards name it
+            repo_id, operations = whole, prepare(folder, whole)
+        if private and not api.repo_info(repo_id, repo_type=kind).private:
             raise PublishingError(
                 f"{repo_id} is there already and public: make it private in its settings, or publish without `--private`."
             )
         if revision and not create_pr and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        before = api.model_info(repo_id, revision=revision)
-        operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+        before = api.repo_info(repo_id, repo_type=kind, revision=revision)
         names = {operation.path_in_repo for operation in operations}
         there = {file.rfilename for file in before.siblings}
-        stale = [name for name in there - names if re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", name)]
+        stale = [name for name in there - names if STALE.fullmatch(name)]
         commit = api.create_commit(
             repo_id,
             [*operations, *map(CommitOperationDelete, sorted(stale))],
-            commit_message=message,
+            repo_type=kind,
+            commit_message=message or f"Publish the {'corpus' if kind == 'dataset' else 'model'}",
             revision=revision,
             create_pr=create_pr,
             parent_commit=before.sha,
         )
         if tag:
-            _tag(api, repo_id, tag, commit.oid)
+            _tag(api, repo_id, kind, tag, commit.oid)
     return Publication(commit.pr_url or commit.commit_url, commit.oid, commit.oid != before.sha)
 
 
-def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-    target = next(ref.target_commit for ref in api.list_repo_refs(repo_id).tags if ref.name == tag)
+def _tag(api: HfApi, repo_id: str, kind: str, tag: str, commit: str) -> None:
+    api.create_tag(repo_id, repo_type=kind, tag=tag, revision=commit, exist_ok=True)
+    refs = api.list_repo_refs(repo_id, repo_type=kind)
+    target = next(ref.target_commit for ref in refs.tags if ref.name == tag)
     if target != commit:
         raise PublishingError(
             f"Commit {commit} of {repo_id} is published without a tag, since {tag} is the name of {target}: choose another "
             "and run the same command again."
         )
+
+
+def fetch_synthetic(repo_id: str, root: str | Path) -> Path:
+    """
+    Fetch a synthetic corpus that `publish` sent, file by file as `make_synthetic` made it. Videos that are there are kept,
+    and a run that was stopped goes on; a corpus that is there and complete asks for no connection.
+
+    Args:
+        repo_id: data set of the Hub; its settings are those of the corpus.
+        root: folder to make or to complete. What comes of the Hub is written under names that are known before.
+
+    Returns:
+        `root`.
+
+    Raises:
+        FetchingError: if it can not be fetched, or is no synthetic corpus.
+        ValueError: if `root` holds a corpus with other settings, or other files.
+    """
+    root, api = Path(root), HfApi()
+    origin = root / ORIGIN_FILE
+    here = origin.exists() and json.loads(origin.read_text())["hub"] == repo_id
+    if here and not _missing(root, read_settings(root / SETTINGS_FILE)):
+        return root
+    staging = root / ".hub"
+    try:
+        commit = api.dataset_info(repo_id).sha
+        options = {"repo_type": "dataset", "revision": commit}
+        settings = _settings_of(api.hf_hub_download(repo_id, SETTINGS_FILE, **options), repo_id)
+        claim(root, settings)
+        missing = _missing(root, settings)
+        files = [path for name, split in missing.items() for path in video_files(Path(), name, split)]
+        names = [path.as_posix() if path.suffix else f"{path.as_posix()}.tar" for path in files]
+        if names:
+            api.snapshot_download(repo_id, local_dir=staging, allow_patterns=names, **options)
+    except (OSError, HTTPError, RuntimeError, XetDownloadError) as error:
+        raise FetchingError(_why_not_fetched(error, api.endpoint, repo_id)) from error
+    for name, split in missing.items():
+        _place(staging, root, repo_id, name, split)
+    write_whole(origin, lambda part: part.write_text(json.dumps({"hub": repo_id, "revision": commit}) + "\n"))
+    shutil.rmtree(staging, ignore_errors=True)
+    return root
+
+
+def _why_not_fetched(error: BaseException, endpoint: str, repo_id: str) -> str:
+    match error:
+        case OfflineModeIsEnabled():
+            return f"HF_HUB_OFFLINE is set, so that {repo_id} can not be fetched: unset it."
+        case RemoteEntryNotFoundError():
+            return f"{repo_id} is no synthetic corpus: there is no {SETTINGS_FILE} in it. {ANOTHER}"
+        case HfHubHTTPError() if error.response.status_code in (401, 403, 404):
+            return (
+                f"{endpoint} shows no data set {repo_id}: see to its name; if it is private, run `hf auth login` or set "
+                "HF_TOKEN."
+            )
+    return (
+        f"{repo_id} could not be fetched from {endpoint} ({_line(error)}): run the same command again, what has arrived is "
+        "not fetched twice."
+    )
+
+
+def _settings_of(file: str, repo_id: str) -> dict:
+    try:
+        return read_settings(Path(file))
+    except ValueError as error:
+        raise FetchingError(
+            f"{repo_id} is no synthetic corpus: its {SETTINGS_FILE} is not what scripts/make_synthetic.py writes. {ANOTHER}"
+        ) from error
+
+
+def _missing(root: Path, settings: dict) -> dict[str, str]:
+    return {name: split for name, split in videos(settings).items() if not video_files(root, name, split)[2].exists()}
+
+
+def _place(staging: Path, root: Path, repo_id: str, name: str, split: str) -> None:
+    """One video from what was fetched to its place; the annotation last, which says that the others are there."""
+    (media, crops, annotation), places = (video_files(folder, name, split) for folder in (staging, root))
+    archive, part = crops.with_suffix(".tar"), crops.with_suffix(".part")
+    for folder in (part, places[1]):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        part.mkdir()
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:  # nothing but the pictures, under their own names
+                if not re.fullmatch(r"\d{5,}\.jpg", member.name) or not member.isreg() or member.issparse():
+                    raise tarfile.ReadError(f"{member.name[:80]!r} is no face crop")
+                (part / member.name).write_bytes(tar.extractfile(member).read())
+        media.replace(places[0])
+        part.replace(places[1])
+        annotation.replace(places[2])
+    except (FileNotFoundError, tarfile.TarError) as error:
+        archive.unlink(missing_ok=True)  # to be fetched anew
+        raise FetchingError(
+            f"{repo_id} is not complete, or damaged, at {name} ({_line(error)}): whoever sent it is to run "
+            "scripts/publish.py again, or make the corpus here, without the Hub."
+        ) from error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ SAMPLING_RATE = 44_100  # Hz
 CONTROL_RATE = 100  # Hz, at which the parameters of the voice are set
 BATCH = 16  # frames drawn at a time: the pictures then stay in the processor's cache
 SETTINGS_FILE = "synthetic.json"
+ORIGIN_FILE = "hub.json"  # of a corpus that was fetched: the data set of the Hub and its commit
 DESIGN = 1  # counts up when the same seed would give other files
 
 VIDEO_FAULTS = ("none", "hidden", "absent", "noise", "dark")
@@ -75,22 +76,62 @@ def make_synthetic(
         raise ValueError(f"seconds={seconds}: a synthetic video lasts 1 s or longer.")
     root = Path(root)
     settings = {"num_train": num_train, "num_validation": num_validation, "seconds": float(seconds)}
-    _claim(root, {**settings, "fps": fps, "seed": seed, "design": DESIGN})
-    for folder in ("batch1", "cropped_aligned", *(f"{ANNOTATIONS}/{name}" for name in FOLDERS.values())):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    splits = ["train"] * num_train + ["validation"] * num_validation
-    jobs = [(root, split, index, seconds, fps, seed) for index, split in enumerate(splits)]
+    settings = {**settings, "fps": fps, "seed": seed, "design": DESIGN}
+    claim(root, settings)
+    jobs = [(root, *video, index, seconds, fps, seed) for index, video in enumerate(videos(settings).items())]
     # each process keeps to one thread: nothing in it calls torch or BLAS, and the encoders are told so
     with process_pool(num_proc) as pool:
         list(tqdm(pool.map(_make_video, jobs), total=len(jobs), desc="synthetic videos", disable=None))
     return root
 
 
-def _claim(root: Path, settings: dict) -> None:
-    """Write settings and README into an empty folder, or see that the folder has the same settings."""
+def videos(settings: dict) -> dict[str, str]:
+    """The videos of a corpus with these settings, by name, and the split of each."""
+    splits = ["train"] * settings["num_train"] + ["validation"] * settings["num_validation"]
+    return {f"synthetic-{index:04d}": split for index, split in enumerate(splits)}
+
+
+def video_files(root: Path, name: str, split: str) -> tuple[Path, Path, Path]:
+    """Media, folder of crops and annotation of a video. The annotation is made last: with it the video is complete."""
+    annotation = root / ANNOTATIONS / FOLDERS[split] / f"{name}.txt"
+    return root / "batch1" / f"{name}.mp4", root / "cropped_aligned" / name, annotation
+
+
+def read_settings(file: Path) -> dict:
+    """
+    The settings of a corpus from its `SETTINGS_FILE`, which may be anybody's.
+
+    Raises:
+        ValueError: if there is no such file, or it is none that `make_synthetic` wrote.
+    """
+    if not file.exists():
+        raise ValueError(
+            f"{file.parent} holds no synthetic corpus: there is no {file.name}. Make one with scripts/make_synthetic.py."
+        )
+    whole = {"num_train": 9999, "num_validation": 9999, "fps": 1000, "seed": math.inf, "design": math.inf}
+    try:
+        settings = json.loads(file.read_text())
+        right = settings.keys() == {*whole, "seconds"} and 1 <= settings["seconds"] < math.inf
+        right = right and all(
+            type(settings[name]) is int and 0 <= settings[name] <= most for name, most in whole.items()
+        )
+    except (ValueError, AttributeError, TypeError):
+        right = False
+    if not right:
+        raise ValueError(f"{file} is not what scripts/make_synthetic.py writes: delete its folder and make it anew.")
+    return settings
+
+
+def claim(root: Path, settings: dict) -> None:
+    """
+    Write settings and README into an empty folder, or see that the folder has the same settings.
+
+    Raises:
+        ValueError: if the folder holds a corpus with other settings, or other files.
+    """
     file = root / SETTINGS_FILE
     if file.exists():
-        found = json.loads(file.read_text())
+        found = read_settings(file)
         if found != settings:
             names = [name for name in settings if found.get(name) != settings[name]]
             there, asked = (", ".join(f"{name}={s.get(name)}" for name in names) for s in (found, settings))
@@ -105,22 +146,22 @@ def _claim(root: Path, settings: dict) -> None:
         )
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=1) + "\n")
+    for folder in ("batch1", "cropped_aligned", *(f"{ANNOTATIONS}/{name}" for name in FOLDERS.values())):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     options = " ".join(f"--{name} {value}" for name, value in settings.items() if name != "design")
     (root / "README.md").write_text(README.format(options=options))
 
 
 def _make_video(job: tuple) -> None:
     """Media, crops and annotation of one subject; the annotation comes last and says that it is complete."""
-    root, split, index, seconds, fps, seed = job
-    name = f"synthetic-{index:04d}"
-    annotation = root / ANNOTATIONS / FOLDERS[split] / f"{name}.txt"
+    root, name, split, index, seconds, fps, seed = job
+    media, crops, annotation = video_files(root, name, split)
     if annotation.exists():
         return
     _, looks, sounds, moves = _generators(seed, index)
     truth, subject = latents(seed, index, seconds, fps), draw_subject(looks)
     waveform, loudness = speak(subject, truth, fps, sounds)
     frames = film(subject, truth, loudness, fps, moves)
-    media, crops = root / "batch1" / f"{name}.mp4", root / "cropped_aligned" / name
     media_part, crops_part, text_part = (p.with_name(f"{name}.part") for p in (media, crops, annotation))
     for folder in (crops, crops_part):
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,11 +35,11 @@ from jca.checkpoints import (
     save_checkpoint,
     saving,
 )
-from jca.corpus import write_whole
+from jca.corpus import SPLITS, write_whole
 from jca.evaluation import evaluate, outputs, score_windows
 from jca.features import extract_features
 from jca.metrics import score
-from jca.preparation import file_hash
+from jca.preparation import corpus_record, file_hash
 from jca.recipes import ROWS, Recipe, StageArguments, build_model, build_processor, load_splits
 from jca.windows import ClipDataset, EpochSampler, MediaWindowDataset, PlacedWindows, WindowBatch, WindowDataset
 from modeling_jca import JCAModel, ccc_loss
@@ -480,6 +480,7 @@ def _about(recipe: Recipe, stage: str, fold: int | None) -> dict:
         "recipe": recipe.path,
         "stage": stage,
         "data": recipe.data.root,
+        "corpus": {split: corpus_record(recipe.data.root, split) for split in SPLITS[:2]},
         "hop": recipe.data.hop,
         "fold": fold,
         "selected_by": selected,

@@ -7,6 +7,7 @@ A recipe's card is that of a model that was not trained, or with --metrics of on
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from jca.cards import recipe_card, write_card
@@ -20,7 +21,10 @@ def main():
     if Path(arguments.source).is_dir():
         if arguments.metrics:
             parser.error("a folder has its own metrics.json")
-        print(write_card(arguments.source))
+        try:
+            print(write_card(arguments.source))
+        except (OSError, ValueError) as error:
+            sys.exit(str(error))
     else:
         metrics = json.loads(Path(arguments.metrics).read_text()) if arguments.metrics else None
         print(recipe_card(arguments.source, metrics))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jca.corpus import SPLITS, CorpusError, load_corpus
 from jca.plots import plot_labels
-from jca.preparation import check_prepared, load_prepared, prepare
+from jca.preparation import check_prepared, corpus_record, load_prepared, prepare
 from processing_jca import FACES, JCAFeatureExtractor, JCAProcessor, JCAVideoProcessor
 
 
@@ -45,7 +45,8 @@ def main():
         )
         options = {"on_error": arguments.on_error, "delay": arguments.delay}
         splits = {s: load_corpus(arguments.data, s, **options) for s in arguments.split or SPLITS[:2]}
-        index = prepare(splits, arguments.folder, processor, arguments.num_proc, arguments.on_error)
+        corpus = {split: corpus_record(arguments.data, split) for split in splits}
+        index = prepare(splits, arguments.folder, processor, arguments.num_proc, arguments.on_error, corpus)
     except CorpusError as error:
         sys.exit(str(error))
     print("| split | videos | frames | labelled | hours | without a face crop |\n|---|---|---|---|---|---|")

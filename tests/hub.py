@@ -1,4 +1,5 @@
-"""A Hub in this process: model repositories over a real socket, in memory, that count what is sent and fail when told to.
+"""A Hub in this process: repositories of models and data sets over a real socket, in memory, that count what is sent and
+fail when told to.
 
 It answers as https://huggingface.co/.well-known/openapi.json and the Git LFS batch API (basic transfer, no Xet) have it.
 """
@@ -86,8 +87,9 @@ def error(status: int, message: str, code: str = "", **headers: str) -> Answer:
 
 class Hub(ThreadingHTTPServer):
     """
-    `with Hub() as hub:` serves at `hub.url`. `repositories` by name; `received` counts the bytes that came of each object
-    by its id, whether they came whole or not; `requests` are methods and paths; each of `faults` happens once.
+    `with Hub() as hub:` serves at `hub.url`. `repositories` by name, of data sets as `datasets/name`; `received` counts the
+    bytes that came of each object by its id, whether they came whole or not; `requests` are methods and paths; each of
+    `faults` happens once.
     """
 
     daemon_threads = True
@@ -152,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise error(fault, f"told to answer {fault}")
             for method, pattern, function in ROUTES:
                 if self.command in method and (match := re.fullmatch(pattern, url.path)):
-                    raise function(self, *map(unquote, match.groups()))
+                    raise function(self, *map(unquote, match.groups("")))
             raise error(404, f"nothing answers {request}")
         except Answer as answer:
             self.send(answer)
@@ -220,12 +222,13 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> Answer:
         self.authorize()
         payload = json.loads(self.body)
-        name = f"{payload['organization'] or USER}/{payload['name']}"
+        owner = payload["organization"] or USER
+        name = f"{'datasets/' if payload.get('type') == 'dataset' else ''}{owner}/{payload['name']}"
         content = {"url": f"{self.hub.url}/{name}", "name": name}
-        if not name.startswith(f"{USER}/"):
-            raise error(403, "You don't have the rights to create a model under this namespace")
+        if owner != USER:
+            raise error(403, "You don't have the rights to create a repository under this namespace")
         if name in self.hub.repositories:
-            return Answer(409, {**content, "error": "You already created this model repo"})
+            return Answer(409, {**content, "error": "You already created this repo"})
         self.hub.repositories[name] = Repository(payload.get("visibility") == "private")
         return Answer(200, content)
 
@@ -242,7 +245,14 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.commit_at(repository, revision)
         siblings = [{"rfilename": path} for path in commit.files]
         return Answer(
-            200, {"id": name, "sha": commit.oid, "private": repository.private, "siblings": siblings, "tags": []}
+            200,
+            {
+                "id": name.removeprefix("datasets/"),
+                "sha": commit.oid,
+                "private": repository.private,
+                "siblings": siblings,
+                "tags": [],
+            },
         )
 
     def tree(self, name: str, revision: str, folder: str | None) -> Answer:
@@ -386,22 +396,23 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(200, self.hub.objects[oid], ETag=f'"{oid}"')
 
 
-NAME, PART = r"([\w.-]+/[\w.-]+)", r"([^/]+)"
+NAME, PART = r"((?:datasets/)?[\w.-]+/[\w.-]+)", r"([^/]+)"
+API = r"/api/(?:models/|(?=datasets/))"
 ROUTES = [
     (("GET",), "/api/whoami-v2", Handler.whoami),
     (("POST",), "/api/repos/create", Handler.create),
     (("POST",), "/api/validate-yaml", Handler.validate),
-    (("GET",), f"/api/models/{NAME}", Handler.info),
-    (("GET",), f"/api/models/{NAME}/revision/{PART}", Handler.info),
-    (("GET",), f"/api/models/{NAME}/tree/{PART}(?:/(.+))?", lambda self, *groups: Handler.tree(self, *groups)),
-    (("GET",), f"/api/models/{NAME}/refs", Handler.refs),
-    (("POST",), f"/api/models/{NAME}/branch/{PART}", Handler.branch),
-    (("POST",), f"/api/models/{NAME}/tag/{PART}", Handler.tag),
-    (("POST",), f"/api/models/{NAME}/preupload/{PART}", Handler.preupload),
+    (("GET",), f"{API}{NAME}", Handler.info),
+    (("GET",), f"{API}{NAME}/revision/{PART}", Handler.info),
+    (("GET",), f"{API}{NAME}/tree/{PART}(?:/(.+))?", lambda self, *groups: Handler.tree(self, *groups)),
+    (("GET",), f"{API}{NAME}/refs", Handler.refs),
+    (("POST",), f"{API}{NAME}/branch/{PART}", Handler.branch),
+    (("POST",), f"{API}{NAME}/tag/{PART}", Handler.tag),
+    (("POST",), f"{API}{NAME}/preupload/{PART}", Handler.preupload),
     (("POST",), f"/{NAME}\\.git/info/lfs/objects/batch", Handler.batch),
     (("PUT",), f"/lfs/{PART}", Handler.put_object),
     (("GET", "HEAD"), f"/lfs/{PART}", Handler.get_object),
     (("POST",), f"/lfs/verify/{PART}", Handler.verify),
-    (("POST",), f"/api/models/{NAME}/commit/{PART}", Handler.commit),
+    (("POST",), f"{API}{NAME}/commit/{PART}", Handler.commit),
     (("GET", "HEAD"), f"/{NAME}/resolve/{PART}/(.+)", Handler.resolve),
 ]

@@ -1,23 +1,28 @@
-import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 from conftest import tiny_config, tiny_processor
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard import metadata_load
 
-from jca import JCAConfig, load_affwild2
-from jca.cards import corpus_of, dataset_card, recipe_card, write_card
+from jca import JCAConfig
+from jca.cards import (
+    corpus_of,
+    dataset_card,
+    differing_figures,
+    eval_results_file,
+    is_edited,
+    public_metrics,
+    recipe_card,
+    write_card,
+)
 from jca.recipes import ROWS, build_processor, load_recipe
 from jca.synthetic import make_synthetic
 
@@ -91,7 +96,7 @@ def test_without_metrics_there_are_no_figures(tmp_path):
     assert "there is no `metrics.json`" in card
     assert "Trained on what is not known" in card
     assert not table(card)
-    assert "metrics.json`." not in card.splitlines()[-1]  # nor a claim that figures are from there
+    assert "metrics.json`." not in card.splitlines()[-3]  # nor a claim that figures are from there
     assert not re.search(r"\b[01]\.\d{3}\b", card)
     metadata = metadata_load(path)
     assert not {"model-index", "metrics", "datasets", "model_name"} & set(metadata)
@@ -180,17 +185,132 @@ def test_affwild2_is_for_research_and_of_people(tmp_path):
     assert metadata["license_link"].startswith("https://")
 
 
-def test_the_files_say_what_is_synthetic_whatever_the_recipe_is_called(tmp_path):
-    metrics = {"recipe": "affwild2_jca.yaml", "data": str(tmp_path)}
-    assert corpus_of(metrics) == "affwild2"
-    index = {"train": {"train/synthetic-0000.arrow": {}}, "validation": {"validation/synthetic-0001.arrow": {}}}
-    (tmp_path / "prepared.json").write_text(json.dumps(index))
-    assert corpus_of(metrics) == "synthetic"
-    index["train"]["train/1-30-1280x720.arrow"] = {}
-    (tmp_path / "prepared.json").write_text(json.dumps(index))
-    assert corpus_of(metrics) == "affwild2"
-    assert corpus_of({"recipe": "mine.yaml", "data": str(tmp_path)}) is None
-    assert corpus_of({"recipe": "mine.yaml"}) is None
+SYNTHETIC = {"kind": "synthetic", "settings": {"num_train": 1, "seed": 0}}
+
+
+def test_the_record_says_what_is_synthetic_whatever_the_recipe_is_called():
+    def kind(recipe, *records):
+        return corpus_of({"recipe": recipe, "corpus": dict(zip(("train", "validation"), records, strict=False))})[
+            "kind"
+        ]
+
+    assert kind("affwild2_jca.yaml", SYNTHETIC, SYNTHETIC) == "synthetic"
+    assert kind("demo.yaml", {"kind": "affwild2"}, {"kind": "affwild2"}) == "affwild2"
+    assert kind("demo.yaml", SYNTHETIC, {"kind": "affwild2"}) is None
+    assert kind("demo.yaml", None, None) == "synthetic"  # as before there were records
+    assert kind("mine.yaml") is None
+    assert corpus_of({"recipe": "affwild2_jca.yaml"})["kind"] == "affwild2"
+    assert corpus_of({})["kind"] is None
+
+
+def test_a_corpus_of_ones_own_has_its_name(tmp_path):
+    records = {"train": {"kind": "csv", "name": "mine | <b>"}, "validation": {"kind": "csv", "name": "theirs"}}
+    path = write_card(make_folder(tmp_path / "model", {**METRICS, "corpus": records}))
+    card = path.read_text("utf-8")
+    assert "| corpus mine _ _b_ and theirs, validation | CCC" in card
+    assert "**Trained on a corpus of somebody's own**, the corpus mine _ _b_ and theirs." in card
+    assert "synthetic" not in card.lower()
+    assert "not known from the files" not in card.split("## Whom")[0]
+    metadata = metadata_load(path)
+    assert metadata["license"] == "unknown"
+    assert "datasets" not in metadata
+
+
+def test_a_corpus_of_the_hub_is_named_as_there(tmp_path):
+    record = {**SYNTHETIC, "hub": "someone/jca-synthetic", "revision": "0123abcd"}
+    metrics = {**METRICS, "corpus": {"train": record, "validation": record}}
+    path = write_card(make_folder(tmp_path / "model", metrics))
+    metadata = metadata_load(path)
+    assert metadata["datasets"] == ["someone/jca-synthetic"]
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "someone/jca-synthetic"
+    assert "**Of no use on people.**" in path.read_text("utf-8")
+
+    entries = parse_eval_result_entries(yaml.safe_load(eval_results_file(metrics)))
+    figures = METRICS["reported"]
+    assert {entry.task_id: entry.value for entry in entries} == {
+        name: figures[name] for name in ("ccc", "ccc_valence", "ccc_arousal")
+    }
+    for entry in entries:
+        assert (entry.dataset_id, entry.dataset_revision) == ("someone/jca-synthetic", "0123abcd")
+        assert entry.date == METRICS["time"]
+        assert entry.notes == "synthetic corpus, validation"
+
+
+def test_what_is_not_on_the_hub_has_no_entry_there():
+    record = {**SYNTHETIC, "hub": "someone/jca-synthetic", "revision": "0123abcd"}
+    other = {**record, "revision": "4567abcd"}
+    for pair in [(SYNTHETIC, SYNTHETIC), (record, SYNTHETIC), (record, other), (record, None)]:
+        assert eval_results_file({**METRICS, "corpus": dict(zip(("train", "validation"), pair, strict=True))}) is None
+    assert eval_results_file({**METRICS, **AFFWILD2}) is None
+    stage = {name: value for name, value in METRICS.items() if name != "reported"}
+    assert eval_results_file({**stage, "corpus": {"train": record, "validation": record}}) is None
+
+
+# Cards that are there -------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_written_anew_until_it_is_edited(tmp_path):
+    folder = make_folder(tmp_path / "model", METRICS)
+    path = write_card(folder)
+    first = path.read_bytes()
+    assert not is_edited(path)
+    changed = {**METRICS, "reported": {**METRICS["reported"], "ccc_valence": 0.123}}
+    make_folder(folder, changed)
+    assert differing_figures(folder) == ["CCC valence 0.8375466860853079, not 0.123"]
+    assert "| valence | 0.123 |" in write_card(folder, "someone/jca").read_text("utf-8")
+    path.write_bytes(first.replace(b"\n", b"\r\n"))  # as Git may give it
+    assert not is_edited(path)
+    for before, after in [(b"0.838", b"0.938"), (b"<!-- As", b"<!-- Not as"), (b"\n---\n", b"\nextra: 1\n---\n")]:
+        path.write_bytes(first.replace(before, after))
+        assert is_edited(path)
+        with pytest.raises(FileExistsError, match=r"README\.md was written or edited by hand: move it elsewhere"):
+            write_card(folder)
+    path.write_bytes(first + b"More by hand.\n")
+    assert is_edited(path)
+
+
+def test_figures_of_a_card_may_be_rounded_and_of_more(tmp_path):
+    folder = make_folder(tmp_path / "model", METRICS)
+    card = ModelCard.load(write_card(folder))
+    for result in card.data.eval_results:
+        result.metric_value = round(result.metric_value, 3)
+    other = {
+        "task_type": "video-classification",
+        "dataset_type": "other",
+        "dataset_name": "Other",
+        "metric_type": "ccc",
+    }
+    card.data.eval_results.append(EvalResult(**other, metric_name="CCC valence", metric_value=0.1))
+    card.data.eval_results.append(EvalResult(**other, metric_name="F1", metric_value=0.2))
+    card.save(folder / "README.md")
+    assert differing_figures(folder) == []
+    card.data.eval_results[-3].metric_value = "0.9"
+    card.save(folder / "README.md")
+    assert len(differing_figures(folder)) == 1
+    (folder / "README.md").write_text("# By hand, without figures\n")
+    assert differing_figures(folder) == []
+
+
+def test_metrics_for_others_have_no_paths_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    private = {
+        "recipe": "/home/zoe/recipes/mine.yaml",
+        "data": str(tmp_path / "data/prepared"),
+        "settings": {
+            "root": "../zoe/prepared",
+            "encoders": {"video": "/srv/zoe/videomae", "audio": "facebook/wav2vec2-base"},
+        },
+        "history": [{"ccc": 0.5, "where": "/tmp/zoe"}],
+        "fold": None,
+    }
+    assert public_metrics(private) == {
+        "recipe": "mine.yaml",
+        "data": "data/prepared",
+        "settings": {"root": "prepared", "encoders": {"video": "videomae", "audio": "facebook/wav2vec2-base"}},
+        "history": [{"ccc": 0.5, "where": "zoe"}],
+        "fold": None,
+    }
+    assert public_metrics(METRICS) == METRICS
 
 
 # The Hub --------------------------------------------------------------------------------------------------------------
@@ -220,7 +340,7 @@ def test_odd_names_of_folders(tmp_path, name):
     assert metadata_load(write_card(folder))["model-index"][0]["name"] == name
     plain = write_card(make_folder(tmp_path / "plain", METRICS))
     bodies = [path.read_text(encoding="utf-8").split("\n# ", 1)[1] for path in (folder / "README.md", plain)]
-    assert bodies[0] == bodies[1]
+    assert bodies[0].split("\n<!-- ")[0] == bodies[1].split("\n<!-- ")[0]
 
 
 def test_the_folder_one_stands_in_has_its_name(tmp_path, monkeypatch):
@@ -302,7 +422,7 @@ def test_a_folder_and_its_recipe_have_one_card(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "demo", METRICS, JCAConfig(**recipe.model), build_processor(recipe))
     example = 'model="runs/demo/seed-0/fusion", trust_remote_code=True)  # as training leaves it'
     expected = from_recipe.replace(example, 'model=".", trust_remote_code=True)  # this folder')
-    assert write_card(folder).read_text(encoding="utf-8") == expected + "\n"
+    assert write_card(folder).read_text(encoding="utf-8").startswith(f"{expected}\n\n<!-- As jca.cards wrote it")
 
 
 def test_a_recipe_that_was_not_run_has_no_figures(monkeypatch):
@@ -321,119 +441,8 @@ def test_a_recipe_that_was_not_run_has_no_figures(monkeypatch):
 # The synthetic corpus -------------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What of the Hub's protocol a data set goes through: made, checked, committed, listed and fetched again."""
-
-    files: dict[str, bytes] = {}
-    checked: list[str] = []
-    made: list[dict] = []
-    SHA = "0123456789abcdef0123456789abcdef01234567"
-
-    def log_message(self, *arguments):
-        pass
-
-    def answer(self, content=b"", status=200, **headers):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), "X-Repo-Commit": self.SHA, **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_POST(self):
-        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers["Content-Length"]))
-        if path == "/api/repos/create":
-            about = json.loads(body)
-            self.made.append(about)
-            name = f"{about['organization']}/{about['name']}"
-            self.answer({"url": f"http://{self.headers['Host']}/{about['type']}s/{name}"})
-        elif path == "/api/validate-yaml":
-            self.checked.append(json.loads(body)["content"])
-            self.answer({"errors": [], "warnings": []})
-        elif "/preupload/" in path:
-            files = [file["path"] for file in json.loads(body)["files"]]
-            self.answer({"files": [{"path": x, "uploadMode": "regular", "shouldIgnore": False} for x in files]})
-        elif "/commit/" in path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            address = f"http://{self.headers['Host']}/datasets/somebody/corpus/commit/{self.SHA}"
-            self.answer({"commitUrl": address, "commitOid": self.SHA})
-        else:
-            self.answer(status=404)
-
-    def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        if "/resolve/" in path:
-            name = path.split(f"/resolve/{self.SHA}/")[-1]
-            self.answer(self.files[name], ETag=f'"{abs(hash(self.files[name]))}"')
-        elif "/tree/" in path:
-            self.answer([{"type": "file", "path": x, "size": len(y), "oid": "0"} for x, y in self.files.items()])
-        elif path.startswith("/api/datasets/"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.answer({"id": "somebody/corpus", "sha": self.SHA, "siblings": siblings, "private": False, "tags": []})
-        else:
-            self.answer(status=404)
-
-    do_HEAD = do_GET  # noqa: N815
-
-
-@pytest.fixture
-def hub():
-    Hub.files, Hub.checked, Hub.made = {}, [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpus") / "synthetic"
-    return make_synthetic(root, num_train=1, num_validation=1, seconds=1.0, seed=3, num_proc=1)
-
-
-PUSH = """
-import sys
-from jca.cards import push_synthetic
-print("URL", push_synthetic(sys.argv[1], "somebody/corpus", private=True))
-"""
-
-
-def test_corpus_goes_to_the_hub_and_comes_back(corpus, hub, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub}
-    environment.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_none")
-    (corpus / "cropped_aligned/synthetic-0001.part").mkdir()  # one that is being made
-    (corpus / "cropped_aligned/synthetic-0001.part/00001.jpg").write_bytes(b"half")
-    run = subprocess.run([sys.executable, "-c", PUSH, str(corpus)], env=environment, capture_output=True, text=True)
-    shutil.rmtree(corpus / "cropped_aligned/synthetic-0001.part")
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert f"URL {hub}/datasets/somebody/corpus" in run.stdout
-    local = {path.relative_to(corpus).as_posix(): path.read_bytes() for path in corpus.rglob("*") if path.is_file()}
-    card = str(dataset_card(corpus, "somebody/corpus"))
-    assert {**local, "README.md": card.encode()} == Hub.files
-    assert card in Hub.checked  # the Hub was asked before
-    (made,) = Hub.made
-    assert made["type"] == "dataset"
-    assert made.get("private") or made.get("visibility") == "private"
-
-    # the example of the card, which stands in another folder
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    code += "\nprint('ROWS', root, rows[0]['video_id'], len(rows[0]['valence']))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert re.search(r"ROWS \S*runs/demo/corpus synthetic-0000 30", run.stdout)
-    again = tmp_path / "runs/demo/corpus"
-    before = {path: path.stat().st_mtime_ns for path in again.rglob("*.mp4")}
-    make_synthetic(again, num_train=1, num_validation=1, seconds=1.0, seed=3, num_proc=1)  # goes on from there
-    assert len(before) == 2
-    assert {path: path.stat().st_mtime_ns for path in again.rglob("*.mp4")} == before
-    assert list(load_affwild2(again, "validation")["video_id"]) == ["synthetic-0001"]
-
-
-def test_card_of_the_corpus(corpus, tmp_path):
+def test_card_of_the_corpus(tmp_path):
+    corpus = make_synthetic(tmp_path / "corpus", num_train=1, num_validation=1, seconds=1.0, seed=3, num_proc=1)
     card = dataset_card(corpus, "somebody/corpus")
     rows = table(card.text)
     assert rows["train"] == ["1", "1", "1.0 s"]
@@ -443,6 +452,7 @@ def test_card_of_the_corpus(corpus, tmp_path):
     assert "figure on it must be called one of synthetic data" in card.text
     (command,) = re.findall(r"python scripts/make_synthetic\.py runs/demo/corpus (.+)", card.text)
     assert command == "--num_train 1 --num_validation 1 --seconds 1.0 --fps 30 --seed 3"
+    assert "make demo HUB=somebody/corpus\n" in card.text
     metadata = yaml.safe_load(card.data.to_yaml())
     assert metadata["license"] == "apache-2.0"
     assert metadata["annotations_creators"] == "machine-generated"

@@ -1,15 +1,22 @@
+import json
+
 import numpy as np
 import pytest
+import yaml
+from conftest import TINY, tiny_processor
+from huggingface_hub.repocard import metadata_load
 from media import write_video
 from quirks import SLOWING, write_timed_video
-from release import RATE
+from release import RATE, write_release
 
 import jca
+from jca.cards import write_card
 from jca.corpus import (
     ROW,
     CorpusError,
     compare_lengths,
     frame_labels,
+    load_corpus,
     logger,
     make_dataset,
     make_row,
@@ -17,6 +24,10 @@ from jca.corpus import (
     shift_labels,
     split_by_length,
 )
+from jca.preparation import check_prepared, corpus_record, prepare
+from jca.recipes import load_recipe
+from jca.synthetic import make_synthetic
+from jca.training import train_encoder
 
 
 def sound(seconds):
@@ -195,3 +206,71 @@ def test_what_reads_data_is_found_in_the_package():
         assert name in jca.__all__
     with pytest.raises(AttributeError, match="no attribute 'load_everything'"):
         jca.load_everything  # noqa: B018
+
+
+# Which corpus it is ---------------------------------------------------------------------------------------------------
+
+
+def prepared(source, folder, *splits):
+    rows = {split: load_corpus(source, split) for split in splits}
+    prepare(rows, folder, tiny_processor(), corpus={split: corpus_record(source, split) for split in splits})
+    return folder
+
+
+def test_a_prepared_folder_says_of_what_it_is(tmp_path):
+    release = write_release(tmp_path / "release", {"Train_Set": ["a"], "Validation_Set": ["b"]}, 60)
+    table = tmp_path / "mine.csv"
+    moments = [f"release/batch1/a.mp4,{index / 10},0.1,0.2,train" for index in range(20)]
+    table.write_text("\n".join(["media,time,valence,arousal,split", *moments, ""]))
+    assert corpus_record(release, "train") == {"kind": "affwild2"}
+    assert corpus_record(table, "train") == {"kind": "csv", "name": "mine"}
+
+    folder = prepared(release, tmp_path / "prepared", "train", "validation")
+    assert corpus_record(folder, "train") == corpus_record(folder, "validation") == {"kind": "affwild2"}
+    prepared(table, folder, "train")  # one split of another corpus
+    assert corpus_record(folder, "train") == {"kind": "csv", "name": "mine"}
+    assert corpus_record(folder, "validation") == {"kind": "affwild2"}
+    assert check_prepared(folder) == []
+    with pytest.raises(CorpusError, match="has no split 'test'; it has train, validation: let"):
+        load_corpus(folder, "test")
+    prepare({"train": load_corpus(release, "train")}, folder, tiny_processor())  # by who does not say
+    assert corpus_record(folder, "train") is None
+
+    index = json.loads((folder / "prepared.json").read_text())
+    del index["corpus"]  # as it was before there were records
+    (folder / "prepared.json").write_text(json.dumps(index))
+    assert corpus_record(folder, "validation") is None
+    assert len(load_corpus(folder, "validation")) == 1
+    assert check_prepared(folder) == []
+    prepared(release, folder, "validation")
+    assert corpus_record(folder, "validation") == {"kind": "affwild2"}
+
+
+def test_what_was_trained_on_synthetic_data_says_so_whatever_its_recipe_is_called(tmp_path):
+    corpus = make_synthetic(tmp_path / "corpus", num_train=2, num_validation=1, seconds=3.0, num_proc=1)
+    settings = json.loads((corpus / "synthetic.json").read_text())
+    content = {
+        "data": {"root": str(prepared(corpus, tmp_path / "prepared", "train", "validation"))},
+        "output_dir": str(tmp_path / "run"),
+        "model": TINY,
+        "processor": {"video_processor": {"size": 16, "faces": "center"}},
+        "audio": {"num_epochs": 1, "batch_size": 8},
+    }
+    (tmp_path / "affwild2_jca.yaml").write_text(yaml.safe_dump(content))
+    folder = train_encoder(load_recipe(tmp_path / "affwild2_jca.yaml"), "audio")
+    record = {"kind": "synthetic", "settings": settings}
+    assert json.loads((folder / "metrics.json").read_text())["corpus"] == {"train": record, "validation": record}
+    (tmp_path / "prepared").rename(tmp_path / "elsewhere")  # the card needs the data no more
+    card = write_card(folder)
+    assert metadata_load(card)["license"] == "apache-2.0"
+    assert "**Of no use on people.**" in card.read_text("utf-8")
+
+
+def test_settings_that_are_damaged_are_refused(tmp_path):
+    corpus = make_synthetic(tmp_path / "corpus", num_train=1, num_validation=0, seconds=1.0, num_proc=1)
+    (corpus / "synthetic.json").write_text('{"num_train": 1')
+    for action in (lambda: corpus_record(corpus, "train"), lambda: make_synthetic(corpus)):
+        with pytest.raises(
+            ValueError, match=r"synthetic\.json is not what .* writes: delete its folder and make it anew"
+        ):
+            action()

@@ -1,26 +1,36 @@
-"""A model goes to a Hub and comes back, over real sockets; what goes wrong on the way is said in a sentence."""
+"""A model goes to a Hub and comes back, over real sockets, and so does the synthetic corpus; what goes wrong on the way is
+said in a sentence."""
 
+import hashlib
+import io
 import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
+import yaml
 from conftest import tiny_model, tiny_processor
 from hub import TOKEN, Fault, File, Hub
+from huggingface_hub import CommitOperationAdd, parse_eval_result_entries
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from jca.publishing import PublishingError, find_files, is_large, publish
+from jca import load_affwild2
+from jca.publishing import FetchingError, PublishingError, fetch_synthetic, find_files, is_large, publish
+from jca.synthetic import make_synthetic
 
 
 ROOT = Path(__file__).parents[1]
+METRICS = json.loads((ROOT / "model_cards/demo_metrics.json").read_text())
 FLAT = sorted(path.stem for path in ROOT.glob("*_jca.py"))
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 LEFT_OVERS = (
@@ -72,6 +82,8 @@ def hub(tmp_path, monkeypatch):
     """A Hub, and this process set up for it as HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET would."""
     with Hub() as hub:
         settings = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        settings["HF_HUB_CACHE"] = str(tmp_path / "cache")
+        settings["HUGGINGFACE_CO_URL_TEMPLATE"] = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         for name, value in {**settings, "HF_TOKEN_PATH": str(tmp_path / "no token")}.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -201,12 +213,12 @@ assert rows[0] == rows[1] and len(rows[0]) == 40
 # What is published, and how -------------------------------------------------------------------------------------------
 
 
-def script(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of scripts/publish.py, here."""
-    monkeypatch.setattr(sys, "argv", ["publish.py", *map(str, arguments)])
+def script(capsys, monkeypatch, *arguments: object, name: str = "publish.py") -> tuple[int, str, str]:
+    """Exit code, output and errors of a script, here."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     code, message = 0, ""
     try:
-        runpy.run_path(str(ROOT / "scripts/publish.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     except SystemExit as stop:  # its text is what the interpreter would print
         code, message = (stop.code, "") if isinstance(stop.code, int) else (1, f"{stop.code}\n")
     output = capsys.readouterr()
@@ -224,29 +236,91 @@ def test_a_dry_run_lists_what_would_be_sent(hub, folder, capsys, monkeypatch):
     assert sorted(sizes) == PUBLISHED
 
 
-def test_large_files_are_large(tmp_path):
+def test_large_files_are_large():
     for size, large in ((10_000_000, False), (10_000_001, True)):
-        (tmp_path / "metrics.json").write_bytes(b" " * size)
-        assert is_large(tmp_path / "metrics.json") == large
+        assert is_large(CommitOperationAdd("metrics.json", b" " * size)) == large
 
 
-def test_a_card_is_written_once(hub, folder):
+def test_a_card_is_of_these_figures_or_of_a_hand(hub, folder):
     (folder / "README.md").unlink()
     (folder / "metrics.json").unlink()
-    publish(folder, "someone/jca")
+    publish(folder, "jca")
     card = files_at(hub)["README.md"].content
     assert card == (folder / "README.md").read_bytes()
     assert b"someone/jca" in card
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
     publish(folder, "someone/jca")
-    assert files_at(hub)["README.md"].content.endswith(b"# By hand\n")
+    card = files_at(hub)["README.md"].content
+    assert b"| valence | 0.838 |" in card
+    better = {**METRICS, "reported": {**METRICS["reported"], "ccc_valence": 0.9}}
+    (folder / "metrics.json").write_text(json.dumps(better))  # of another training, into the same folder
+    publish(folder, "someone/jca")
+    assert b"| valence | 0.900 |" in files_at(hub)["README.md"].content
+    assert not publish(folder, "someone/jca").changed
+
+    edited = card.decode().replace("# Valence and arousal", "# My model")
+    (folder / "README.md").write_text(edited)
+    with pytest.raises(PublishingError, match=r"edited by hand, .*: CCC valence 0\.8375\d+, not 0\.900\. Write those"):
+        publish(folder, "someone/jca")
+    assert (folder / "README.md").read_text() == edited
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    publish(folder, "someone/jca")
+    assert files_at(hub)["README.md"].content == edited.encode()
+
+
+def test_what_is_no_card_or_no_metrics(hub, folder):
     (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
-    with pytest.raises(PublishingError, match="was not published: Invalid metadata in README.md"):
+    with pytest.raises(PublishingError, match=r"The metadata of .*README\.md can not be read.*: .*Correct it, or move"):
         publish(folder, "someone/jca")
     (folder / "README.md").unlink()
     (folder / "metrics.json").write_text("[]")
     with pytest.raises(PublishingError, match=r"No card could be written: .* Or write .*README.md yourself"):
         publish(folder, "someone/jca")
+    (folder / "README.md").write_text("# By hand\n")
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(PublishingError, match=r"metrics\.json is no JSON .*: correct it, or take it away"):
+        publish(folder, "someone/jca")
+    assert not hub.requests
+
+
+def test_paths_of_the_machine_stay_there(hub, folder, capsys, monkeypatch):
+    private = {
+        **METRICS,
+        "recipe": "/home/zoe/demo.yaml",
+        "settings": {**METRICS["settings"], "root": "/home/zoe/prepared"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(private))
+    publish(folder, "jca")
+    sent = files_at(hub)
+    assert not [name for name, file in sent.items() if b"zoe" in file.content]
+    assert json.loads(sent["metrics.json"].content) == {
+        **METRICS,
+        "recipe": "demo.yaml",
+        "settings": {**METRICS["settings"], "root": "prepared"},
+    }
+    assert json.loads((folder / "metrics.json").read_text()) == private  # by which training goes on
+    _, output, _ = script(capsys, monkeypatch, folder, "jca", "--dry-run")
+    sizes = {row.split()[1]: int(row.split()[0].replace(",", "")) for row in output.splitlines()}
+    assert sizes == {name: len(file.content) for name, file in sent.items()}
+
+
+def test_scores_on_a_data_set_of_the_hub(hub, folder):
+    record = {"kind": "synthetic", "settings": {}, "hub": "someone/jca-synthetic", "revision": "0123abcd"}
+    metrics = {**METRICS, "corpus": {"train": record, "validation": record}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    publish(folder, "jca")
+    (commit,) = list(hub.repositories["someone/jca"].commits.values())[1:]
+    entries = parse_eval_result_entries(yaml.safe_load(commit.files[".eval_results/jca.yaml"].content))
+    assert {(entry.dataset_id, entry.task_id, entry.value) for entry in entries} == {
+        ("someone/jca-synthetic", name, METRICS["reported"][name]) for name in ("ccc", "ccc_valence", "ccc_arousal")
+    }
+    (folder / "metrics.json").write_text(json.dumps(METRICS))  # of a corpus that is not there
+    publish(folder, "jca")
+    assert sorted(files_at(hub)) == PUBLISHED
+    (folder / ".eval_results/jca.yaml").write_text("[]\n")
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    publish(folder, "jca")
+    assert files_at(hub)[".eval_results/jca.yaml"].content == b"[]\n"
 
 
 def test_exported_graphs_are_published(folder):
@@ -448,3 +522,263 @@ def test_offline(hub, folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PublishingError, match="HF_HUB_OFFLINE is set"):
         publish(folder, "jca")
+
+
+# The synthetic corpus -------------------------------------------------------------------------------------------------
+
+SETTINGS = {"num_train": 2, "num_validation": 1, "seconds": 1.0, "seed": 3}
+DATASET = "datasets/someone/jca-synthetic"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return make_synthetic(tmp_path_factory.mktemp("drawn") / "corpus", **SETTINGS, num_proc=1)
+
+
+@pytest.fixture
+def corpus(drawn, tmp_path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "drawn"))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Of all files, without the record of where they were fetched."""
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name != "hub.json"}
+
+
+def downloads(hub: Hub) -> int:
+    return sum(bool(re.match(r"GET (/lfs/|.*/resolve/)", request)) for request in hub.requests)
+
+
+def test_a_demo_begins_with_a_corpus_of_the_hub(hub, corpus, tmp_path, capsys, monkeypatch):
+    """By the command lines, in processes with empty caches."""
+
+    def call(name: str, *arguments: object, **changes: str | None) -> str:
+        run = process(hub, tmp_path / "home", ROOT / "scripts" / name, *arguments, PYTHONPATH=str(ROOT), **changes)
+        assert run.returncode == 0, run.stderr[-3000:]
+        return run.stdout
+
+    (corpus / "cropped_aligned/synthetic-0002.part").mkdir()  # nothing else of the folder goes along
+    (corpus / "notes.txt").write_text("not for others")
+    _, listed, _ = script(capsys, monkeypatch, corpus, "jca-synthetic", "--dry-run")
+    assert not hub.requests
+    assert call("publish.py", corpus, "jca-synthetic").startswith(f"published: {hub.url}/{DATASET}/commit/")
+    files = files_at(hub, DATASET)
+    names = [f"synthetic-000{index}" for index in range(3)]
+    assert sorted(files) == sorted(
+        [
+            *("README.md", "synthetic.json"),
+            *(f"batch1/{name}.mp4" for name in names),
+            *(f"cropped_aligned/{name}.tar" for name in names),
+            *(f"VA_Estimation_Challenge/Train_Set/{name}.txt" for name in names[:2]),
+            "VA_Estimation_Challenge/Validation_Set/synthetic-0002.txt",
+        ]
+    )
+    assert sorted(line.split()[1] for line in listed.splitlines()) == sorted(files)
+    card = files["README.md"].content.decode()
+    assert "make demo HUB=someone/jca-synthetic\n" in card
+    assert "**Synthetic: no person appears in it.**" in card
+    hub.received.clear()
+    assert not publish(corpus, "jca-synthetic").changed  # archives are made the same again
+    assert not hub.received
+
+    shutil.rmtree(corpus / "cropped_aligned/synthetic-0002.part")
+    (corpus / "notes.txt").unlink()
+    fetched, prepared = tmp_path / "runs/demo/corpus", tmp_path / "runs/demo/prepared"
+    arguments = (fetched, "--hub", "someone/jca-synthetic")
+    assert call("make_synthetic.py", *arguments, HF_TOKEN=None) == f"{fetched}: a synthetic corpus of 2 + 1 videos\n"
+    assert contents(fetched) == contents(corpus)
+    commit = hub.repositories[DATASET].at("main").oid
+    assert "| validation | 1 | 30 |" in call("prepare_affwild2.py", fetched, prepared, "--num_proc", 1)
+    record = json.loads((prepared / "prepared.json").read_text())["corpus"]["train"]
+    assert record["kind"] == "synthetic"
+    assert record["settings"] == json.loads((corpus / "synthetic.json").read_text())
+    assert (record["hub"], record["revision"]) == ("someone/jca-synthetic", commit)
+    hub.requests.clear()
+    fetch_synthetic("someone/jca-synthetic", fetched)
+    assert not hub.requests  # what is there is not asked for
+    make_synthetic(fetched, **SETTINGS)  # nor made again
+    assert contents(fetched) == contents(corpus)
+
+
+def test_the_example_of_its_card_runs(hub, corpus, tmp_path):
+    publish(corpus, "jca-synthetic")
+    (code,) = re.findall(r"```python\n(.*?)```", files_at(hub, DATASET)["README.md"].content.decode(), re.DOTALL)
+    code += "\nprint(rows[0]['video_id'], len(rows[0]['valence']))"
+    run = process(hub, tmp_path / "home", "-c", code, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines()[-1] == "synthetic-0000 30"
+    assert contents(tmp_path / "runs/demo/corpus") == contents(corpus)
+
+
+def test_a_download_that_is_cut_off_goes_on(hub, corpus, tmp_path):
+    publish(corpus, "jca-synthetic")
+    archive = files_at(hub, DATASET)["cropped_aligned/synthetic-0001.tar"].oid
+    hub.faults = [Fault(f"GET /lfs/{archive}", "drop")] * 20
+    with pytest.raises(FetchingError, match=r"could not be fetched from .*: run the same command again"):
+        fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    there = len([*(tmp_path / "fetched/.hub").rglob("*.mp4"), *(tmp_path / "fetched/.hub").rglob("*.tar")])
+    hub.faults.clear()
+    hub.requests.clear()
+    fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(corpus)
+    large = [request for request in hub.requests if request.startswith("GET /lfs/")]
+    assert 1 <= len(large) <= 6 - there
+
+
+def test_what_is_missing_is_fetched_and_nothing_else(hub, corpus, tmp_path):
+    publish(corpus, "jca-synthetic")
+    here = Path(shutil.copytree(corpus, tmp_path / "here"))  # drawn here, and stopped
+    (here / "VA_Estimation_Challenge/Train_Set/synthetic-0001.txt").unlink()
+    (here / "batch1/synthetic-0001.mp4").write_bytes(b"half a file")
+    (here / "cropped_aligned/synthetic-0001/99999.jpg").write_bytes(b"left over")
+    before = (here / "batch1/synthetic-0000.mp4").stat().st_mtime_ns
+    fetch_synthetic("someone/jca-synthetic", here)
+    assert contents(here) == contents(corpus)
+    assert (here / "batch1/synthetic-0000.mp4").stat().st_mtime_ns == before
+    assert downloads(hub) <= 2 * 4  # its three files and the settings, some by a detour
+
+
+def test_a_smaller_corpus_replaces_a_larger_one(hub, corpus, tmp_path):
+    publish(corpus, "jca-synthetic")
+    smaller = make_synthetic(tmp_path / "smaller", **{**SETTINGS, "num_train": 1}, num_proc=1)
+    publish(smaller, "jca-synthetic", tag="v2")
+    assert not [name for name in files_at(hub, DATASET) if "synthetic-0002" in name]
+    with pytest.raises(ValueError, match=r"made with num_train=2, but num_train=1 was asked for"):
+        fetch_synthetic("someone/jca-synthetic", corpus)
+    assert contents(fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")) == contents(smaller)
+
+
+def test_other_files_are_left_alone(hub, corpus, tmp_path):
+    publish(corpus, "jca-synthetic")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.tex").touch()
+    with pytest.raises(ValueError, match="other files"):
+        fetch_synthetic("someone/jca-synthetic", tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+
+
+def archive_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        archive_of((member("../../../evil.jpg"), b"evil")),
+        archive_of((member("/tmp/00001.jpg"), b"evil")),
+        archive_of((member("00001.jpg", tarfile.SYMTYPE, "../../../evil.jpg"), b""), (member("00001.jpg"), b"evil")),
+        archive_of((member("00001.jpg", tarfile.LNKTYPE, "../../../evil.jpg"), b"")),
+        archive_of((member("00001.jpg", tarfile.CHRTYPE), b"")),
+        archive_of((member("00001.py"), b"evil")),
+        b"no archive" * 100,
+        None,
+    ],
+)
+def test_an_archive_of_others_stays_in_its_folder(hub, corpus, tmp_path, content):
+    publish(corpus, "jca-synthetic")
+    repository = hub.repositories[DATASET]
+    files = dict(repository.at("main").files)
+    name = "cropped_aligned/synthetic-0000.tar"
+    if content is None:
+        del files[name]
+    else:
+        files[name] = File(content, True)
+        hub.objects[hashlib.sha256(content).hexdigest()] = content
+    repository.commit("refs/heads/main", repository.at("main").oid, "Theirs", files)
+    with pytest.raises(FetchingError, match=r"is not complete, or damaged, at synthetic-0000 .*publish\.py again"):
+        fetch_synthetic("someone/jca-synthetic", tmp_path / "deep/fetched")
+    assert not list(tmp_path.rglob("evil*"))
+    assert not (tmp_path / "deep/fetched/VA_Estimation_Challenge/Train_Set/synthetic-0000.txt").exists()
+    publish(corpus, "jca-synthetic")
+    fetch_synthetic("someone/jca-synthetic", tmp_path / "deep/fetched")
+    assert contents(tmp_path / "deep/fetched") == contents(corpus)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        b"[]",
+        b"{",
+        b'{"num_train": 2}',
+        b'{"num_train": 1000000000, "num_validation": 1, "seconds": 1.0, "fps": 30, "seed": 3, "design": 1}',
+        b'{"num_train": "../x", "num_validation": 1, "seconds": 1.0, "fps": 30, "seed": 3, "design": 1}',
+        b'{"num_train": 2, "num_validation": 1, "seconds": "1; rm", "fps": 30, "seed": 3, "design": 1}',
+    ],
+)
+def test_what_is_no_synthetic_corpus_is_refused(hub, corpus, tmp_path, settings):
+    publish(corpus, "jca-synthetic")
+    repository = hub.repositories[DATASET]
+    files = {**repository.at("main").files, "synthetic.json": File(settings, False)}
+    if settings is None:
+        del files["synthetic.json"]
+    repository.commit("refs/heads/main", repository.at("main").oid, "Theirs", files)
+    with pytest.raises(
+        FetchingError, match=r"is no synthetic corpus: .*synthetic\.json .*Name a data set that scripts"
+    ):
+        fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_a_corpus_that_can_not_be_reached(hub, corpus, tmp_path, monkeypatch):
+    publish(corpus, "jca-synthetic", private=True)
+    with pytest.raises(FetchingError, match="shows no data set someone/other: see to its name"):
+        fetch_synthetic("someone/other", tmp_path / "fetched")
+    with pytest.raises(ValueError, match="a//b"):
+        fetch_synthetic("a//b", tmp_path / "fetched")
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        with pytest.raises(FetchingError, match="if it is private, run `hf auth login` or set HF_TOKEN"):
+            fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(FetchingError, match="HF_HUB_OFFLINE is set"):
+            fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    hub.faults = [Fault("GET", 500)] * 20
+    with pytest.raises(FetchingError, match="could not be fetched from"):
+        fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    hub.faults.clear()
+    assert not (tmp_path / "fetched").exists()
+    fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
+    assert len(load_affwild2(tmp_path / "fetched", "train")) == 2
+
+
+def test_settings_beside_a_corpus_of_the_hub_are_refused(hub, tmp_path, capsys, monkeypatch):
+    arguments = (tmp_path / "corpus", "--hub", "someone/jca-synthetic", "--seed", 4)
+    code, _, errors = script(capsys, monkeypatch, *arguments, name="make_synthetic.py")
+    assert code == 2
+    assert "someone/jca-synthetic has its own settings: leave out --seed" in errors
+    code, _, errors = script(capsys, monkeypatch, *arguments[:3], name="make_synthetic.py")
+    assert code == 1
+    assert re.search(r"shows no data set someone/jca-synthetic: .*\.\n$", errors)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_corpus_that_is_not_whole_is_not_published(hub, corpus):
+    annotation = corpus / "VA_Estimation_Challenge/Train_Set/synthetic-0001.txt"
+    annotation.rename(corpus / "elsewhere.txt")
+    with pytest.raises(
+        PublishingError, match=r"is not complete, synthetic-0001 is missing: .*make_synthetic\.py goes on"
+    ):
+        publish(corpus, "jca-synthetic")
+    annotation.symlink_to(ROOT / "README.md")
+    with pytest.raises(PublishingError, match="leads out of the folder"):
+        publish(corpus, "jca-synthetic")
+    annotation.unlink()
+    (corpus / "elsewhere.txt").rename(annotation)
+    (corpus / "synthetic.json").write_text("{}")
+    with pytest.raises(PublishingError, match=r"synthetic\.json is not what scripts/make_synthetic\.py writes"):
+        publish(corpus, "jca-synthetic")
+    assert not hub.requests
