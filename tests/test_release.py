@@ -8,20 +8,28 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
+from conftest import tiny_model, tiny_processor
+from faces import PEOPLE, draw_face
+from hub import File, Hub, Repository
+from media import write_video
 from transformers import pipeline
 
 import jca
+from jca.timeline import Timeline
 
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +41,7 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "app/*.md", "model_cards/*.md") for path in ROOT.glob(pattern)
 )
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -162,6 +171,70 @@ def test_the_wheel_works_where_nothing_else_of_the_project_is(archives, model_fo
     expected = pipeline("audio-visual-emotion", model=model_folder)(silent_video)
     assert [row["frame"] for row in rows] == [row["frame"] for row in expected]
     assert [row["valence"] for row in rows] == pytest.approx([row["valence"] for row in expected], abs=1e-5)
+
+
+# From nothing to a timeline -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_environment(tmp_path) -> Iterator[Path]:
+    """A virtual environment with nothing in it, 2 GB of which are not left behind."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    yield venv
+    shutil.rmtree(venv)
+
+
+def published(hub: Hub, name: str, folder: Path) -> None:
+    """A folder as a repository of the Hub."""
+    hub.repositories[name] = repository = Repository(private=False)
+    files = {path.name: File(path.read_bytes(), lfs=False) for path in folder.iterdir()}
+    repository.commit("refs/heads/main", None, "model", files)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_timeline_by_the_commands_of_the_readme(archives, empty_environment, tmp_path):
+    section = re.search(r"^## Your own video, from nothing$(.+?)^## ", README, re.MULTILINE | re.DOTALL)[1]
+    (block,) = re.findall(r"^```\n(.+?)^```$", section, re.MULTILINE | re.DOTALL)
+    commands = block.splitlines()
+    assert {2: "two commands"}[len(commands)] in section
+    (repository,) = re.findall(r"--model (\w+/\w+)", block)
+
+    def picture(index: int) -> np.ndarray:
+        picture = np.full((360, 640, 3), 90, np.uint8)
+        draw_face(picture, PEOPLE[0], (320, 180), 200, smile=np.sin(index / 10))
+        return picture
+
+    (home := tmp_path / "home").mkdir()
+    sound = np.random.default_rng(0).normal(0, 0.1, 3 * 44100)
+    video = write_video(home / "interview.mp4", 90, size=(640, 360), picture=picture, waveform=sound)
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_processor(faces="detect").save_pretrained(model)
+    # of the index's packages those of requirements.lock, and this one as if it were there
+    constraints = tmp_path / "constraints.txt"
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    constraints.write_text(f"{lock}jca @ {archives.wheel.as_uri()}\n", encoding="utf-8")
+    with Hub() as hub:
+        published(hub, repository, model)
+        given = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+        paths = [str(empty_environment / ("Scripts" if os.name == "nt" else "bin")), given["PATH"]]
+        settings = {"PATH": os.pathsep.join(paths), "PIP_CONSTRAINT": str(constraints)}
+        settings |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "huggingface")}
+        for command in commands:
+            start = time.perf_counter()
+            run = subprocess.run(
+                command, shell=True, cwd=home, env={**given, **settings}, capture_output=True, text=True
+            )
+            assert run.returncode == 0, run.stdout[-1000:] + run.stderr[-3000:]
+            print(f"{time.perf_counter() - start:6.1f} s  {command}")  # noqa: T201  (the README gives its minutes)
+    (made,) = re.findall(r"`(timelines/[\w.]+)`", section)
+    timeline = Timeline.read_csv(home / made)
+    assert timeline.frame.tolist() == list(range(90))
+    assert timeline.face_detected.all()  # by the detector, which came with the package
+    rows = pipeline("audio-visual-emotion", model=str(model))(video)
+    for name in ("valence", "arousal"):
+        np.testing.assert_allclose(getattr(timeline, name), [row[name] for row in rows], atol=1e-4)
 
 
 # Docstrings -----------------------------------------------------------------------------------------------------------
@@ -312,7 +385,7 @@ def test_what_is_promised_is_tested():
     commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
     pythons = jobs["test"]["strategy"]["matrix"]["python"]
     assert SETUP["python_requires"] == f">={pythons[0]}"
-    assert f"Python {pythons[0]} to {pythons[-1]}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python {pythons[0]} to {pythons[-1]}" in README
     assert pythons == [f"3.{minor}" for minor in range(int(pythons[0][2:]), int(pythons[-1][2:]) + 1)]
     (bound,) = (need.split(">=")[1] for need in SETUP["install_requires"] if need.startswith("transformers>="))
     (oldest,) = re.findall(r"transformers==(\S+)", " ".join(commands["oldest-transformers"]))
@@ -356,12 +429,11 @@ def test_the_citation_is_that_of_the_readme():
     assert {"cff-version", "message", "title", "authors", "type"} <= set(citation)
     assert citation["license"] == SETUP["license_expression"]
     (paper,) = citation["references"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{{{paper['title']}}}" in readme
-    assert f"{{{paper['year']}}}" in readme
-    assert paper["url"] in readme
+    assert f"{{{paper['title']}}}" in README
+    assert f"{{{paper['year']}}}" in README
+    assert paper["url"] in README
     assert paper["doi"].removeprefix("10.48550/arXiv.") == paper["url"].rsplit("/", 1)[1]
-    (authors,) = re.findall(r"author\s*=\s*\{(.+?)\},\n", readme, re.DOTALL)
+    (authors,) = re.findall(r"author\s*=\s*\{(.+?)\},\n", README, re.DOTALL)
     written = [name.split(",")[0].strip() for name in re.split(r"\s+and\s+", authors)]
     cited = [" ".join(filter(None, (a.get("name-particle"), a["family-names"]))) for a in paper["authors"]]
     assert cited == written
