@@ -97,8 +97,7 @@ def differing_figures(folder: Path) -> list[str]:
         OSError, ValueError, yaml.YAMLError: as `write_card`, or if the card's metadata can not be read.
     """
     said = ModelCard.load(folder / "README.md").data.eval_results or []
-    metrics = _read_metrics(folder)
-    if not said or not isinstance(metrics, dict) or "best" not in metrics:
+    if not said or not (folder / "metrics.json").exists():
         return []
     wrong = []
     for own in _folder_card(folder, None).data.eval_results or []:
@@ -109,19 +108,29 @@ def differing_figures(folder: Path) -> list[str]:
     return wrong
 
 
-def _read_metrics(folder: Path) -> Any:
-    file = folder / "metrics.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def read_metrics(file: Path) -> dict[str, Any]:
+    """
+    What training left in a `metrics.json`.
 
-
-def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
-    config, processor = JCAConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
-    file, metrics = folder / "metrics.json", _read_metrics(folder)
-    if file.exists() and (not isinstance(metrics, dict) or "best" not in metrics):
+    Raises:
+        OSError, ValueError: if it can not be read, or is no such file.
+    """
+    try:
+        metrics = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} can not be read as JSON: {error}. Give a `metrics.json` of training.") from error
+    if not isinstance(metrics, dict) or "best" not in metrics:
         raise ValueError(
             f"{file} has no entry `best`: it is not what training leaves beside a model. Move it elsewhere, and the "
             "card has no figures."
         )
+    return metrics
+
+
+def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
+    config, processor = JCAConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
+    file = folder / "metrics.json"
+    metrics = read_metrics(file) if file.exists() else {}
     example = (repo_id, "or a folder of it") if repo_id else (".", "this folder")
     try:
         return model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
@@ -297,8 +306,8 @@ def eval_results_file(metrics: dict[str, Any]) -> str | None:
 def _describe_fusion(config: JCAConfig) -> str | None:
     if len(config.modalities) == 1:
         return None
-    words = {"concat": "concatenation", "joint_cross_attention": "joint cross-attention"}
-    fusion = words.get(config.fusion, config.fusion.replace("_", " "))
+    words = "concatenation" if config.fusion == "concat" else config.fusion.replace("_attention", "-attention")
+    fusion = words.replace("_", " ")
     times = f", applied {config.num_recursions} times" if config.num_recursions > 1 else ""
     return f"{'gated ' if config.gated else ''}{fusion}{times}"
 

@@ -6,11 +6,10 @@ A recipe's card is that of a model that was not trained, or with --metrics of on
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from jca.cards import recipe_card, write_card
+from jca.cards import read_metrics, recipe_card, write_card
 
 
 def main():
@@ -18,16 +17,14 @@ def main():
     parser.add_argument("source", help="folder of a trained model, or a recipe")
     parser.add_argument("--metrics", help="metrics.json of the recipe's fusion")
     arguments = parser.parse_args()
-    if Path(arguments.source).is_dir():
-        if arguments.metrics:
-            parser.error("a folder has its own metrics.json")
-        try:
-            print(write_card(arguments.source))
-        except (OSError, ValueError) as error:
-            sys.exit(str(error))
-    else:
-        metrics = json.loads(Path(arguments.metrics).read_text()) if arguments.metrics else None
-        print(recipe_card(arguments.source, metrics))
+    is_folder = Path(arguments.source).is_dir()
+    if is_folder and arguments.metrics:
+        parser.error("a folder has its own metrics.json")
+    try:
+        metrics = read_metrics(Path(arguments.metrics)) if arguments.metrics else None
+        print(write_card(arguments.source) if is_folder else recipe_card(arguments.source, metrics))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
