@@ -1,4 +1,4 @@
-"""A picture -> the faces in it: boxes, five landmarks and scores, by MTCNN (1604.02878) in plain torch.
+"""A picture -> the faces in it: boxes, five landmarks and scores, by MTCNN (arXiv 1604.02878) in plain torch.
 
 The weights (496 thousand numbers, MIT licence) are those in the wheel of the package `mtcnn`: its files are read, but it is
 never imported, and nothing is unpickled.
@@ -37,10 +37,10 @@ class Detections(NamedTuple):
     The faces of a picture, best first.
 
     Attributes:
-        boxes: (faces, 4) float32, x0, y0, x1, y1 in px; at an edge they may reach beyond the picture.
-        landmarks: (faces, 5, 2) float32, x, y in px: eye at the picture's left, eye at its right, nose, corner of the mouth
-            at the left, corner at the right.
-        scores: (faces,) float32 in [0, 1].
+        boxes: `(faces, 4)` float32, x0, y0, x1, y1 in px; at an edge they may reach beyond the picture.
+        landmarks: `(faces, 5, 2)` float32, x, y in px: eye at the picture's left, eye at its right, nose, corner of the
+            mouth at the left, corner at the right.
+        scores: `(faces,)` float32 in [0, 1].
     """
 
     boxes: np.ndarray
@@ -121,8 +121,8 @@ class MTCNN:
         they do not drift.
 
         Args:
-            picture: (height, width, 3) uint8 RGB.
-            boxes: (faces, 4) px.
+            picture (`np.ndarray` of shape `(height, width, 3)`): uint8 RGB.
+            boxes (`np.ndarray` of shape `(faces, 4)`): px.
 
         Returns:
             an entry for each box, in their order. The score is low where no face is.
@@ -138,7 +138,8 @@ class MTCNN:
         return Detections(*(part.numpy() for part in look(networks()[2], pixels, torch.tensor(boxes))))
 
     def propose(self, pnet: "Network", pixels: torch.Tensor) -> torch.Tensor:
-        """Boxes `(faces, 4)` that may hold a face, of all sizes: P-Net on the picture at scales in steps of 1/sqrt(2)."""
+        """Boxes `(faces, 4)` (px) in a picture `(1, 3, height, width)` uint8 that may hold a face, of all sizes: P-Net at
+        scales in steps of 1/sqrt(2)."""
         height, width = pixels.shape[2:]
         scale, found = pnet.size / self.min_face, [(torch.zeros(0, 4), torch.zeros(0))]
         margin = pnet.size // 3  # px of black around the picture: windows reach beyond it, as faces at its edge do
@@ -157,7 +158,16 @@ class MTCNN:
 
 
 def look(network: "Network", pixels: torch.Tensor, boxes: torch.Tensor) -> list[torch.Tensor]:
-    """What R-Net or O-Net make of `(faces, 4)` boxes: corrected boxes, landmarks `(faces, 5, 2)` if it is O-Net, scores."""
+    """
+    What R-Net or O-Net make of boxes in a picture.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(1, 3, height, width)`): uint8.
+        boxes (`torch.Tensor` of shape `(faces, 4)`): px.
+
+    Returns:
+        the boxes corrected `(faces, 4)`, landmarks `(faces, 5, 2)` in px if it is O-Net, scores `(faces,)` in [0, 1].
+    """
     boxes = squares(boxes, 2 * max(pixels.shape[2:]))
     start, side = boxes[:, :2], boxes[:, 2:3] - boxes[:, :1]
     crops = [crop(pixels, box, network.size) for box in boxes.int().tolist()]
@@ -174,7 +184,12 @@ def look(network: "Network", pixels: torch.Tensor, boxes: torch.Tensor) -> list[
 
 
 def to_pixels(picture: np.ndarray) -> torch.Tensor:
-    """A `(height, width, 3)` uint8 array as `(1, 3, height, width)`, in place if it can be."""
+    """
+    A `(height, width, 3)` uint8 array as `(1, 3, height, width)`, in place if it can be.
+
+    Raises:
+        ValueError: if it has another shape or type, or no pixels.
+    """
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(
@@ -184,26 +199,29 @@ def to_pixels(picture: np.ndarray) -> torch.Tensor:
 
 
 def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bilinear, antialiased."""
+    """`(batch, channels, h, w)` to `(batch, channels, height, width)`: bilinear, antialiased."""
     if pixels.shape[2:] == (height, width):
         return pixels
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
 
 
 def ratio(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """Factors `(4,)` that take boxes from a picture of one size to the same of another."""
+    """Factors `(4,)` that take boxes from one picture `(batch, channels, h, w)` to the same of another size, also
+    `(batch, channels, h, w)`."""
     return torch.tensor([t / o for o, t in zip(of.shape[:1:-1], to.shape[:1:-1], strict=True)] * 2)
 
 
 def squares(boxes: torch.Tensor, longest: int) -> torch.Tensor:
-    """Squares with the longer side of boxes around the middle of them; in whole px, so that a crop is exactly that."""
+    """Squares `(faces, 4)` with the longer side of boxes `(faces, 4)` around the middle of them, from 1 to `longest` px; in
+    whole px, so that a crop is exactly that."""
     side = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True).round().clamp(1, longest)
     start = ((boxes[:, :2] + boxes[:, 2:] - side) / 2).round()
     return torch.cat([start, start + side], 1)
 
 
 def crop(pixels: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
-    """The px in a box, `(1, 3, size, size)`; black where it is outside of the picture."""
+    """What a picture `(1, 3, height, width)` has in a box (x0, y0, x1, y1 in px), as `(1, 3, size, size)`; black where it is
+    outside of the picture."""
     x0, y0, x1, y1 = box
     height, width = pixels.shape[2:]
     part = pixels[:, :, max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
@@ -217,6 +235,14 @@ def select(boxes: torch.Tensor, scores: torch.Tensor, overlap: float, threshold:
     """
     Non-maximum suppression: which boxes have a score of `threshold` or more and share with no better one more than `overlap`
     of what both cover, the best first.
+
+    Args:
+        boxes (`torch.Tensor` of shape `(faces, 4)`): px.
+        scores (`torch.Tensor` of shape `(faces,)`): in [0, 1].
+        overlap: a share of the union, in [0, 1].
+
+    Returns:
+        `torch.LongTensor` of shape `(kept,)`: their places, of the `MAX_CANDIDATES` best.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= threshold][:MAX_CANDIDATES]
@@ -248,7 +274,15 @@ class Network(nn.Module):
         self.size, self.trunk, self.heads = size, nn.Sequential(*trunk), nn.ModuleList(heads)
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Offsets of the corners and positions in the square, in sides of it, and scores; of `(batch, 3, h, w)` uint8."""
+        """
+        Args:
+            pixels (`torch.Tensor` of shape `(batch, 3, size, size)`): uint8. P-Net takes any height and width, and its
+                outputs have `(rows, columns)` behind.
+
+        Returns:
+            offsets of the corners `(batch, 4)` and, of O-Net, positions of the landmarks `(batch, 10)`, five x and five y,
+            both in sides of the square; scores `(batch,)` in [0, 1].
+        """
         hidden = self.trunk((pixels.float() - 127.5) / 128)
         *outputs, logits = [head(hidden) for head in self.heads]
         return [*outputs, logits.softmax(1)[:, 1]]
@@ -269,7 +303,13 @@ def convolution(in_channels: int, out_channels: int, size: int, pool: int = 0) -
 
 @lru_cache(maxsize=1)
 def networks() -> tuple[Network, Network, Network]:
-    """P-Net, R-Net and O-Net with their weights, read once."""
+    """
+    P-Net, R-Net and O-Net with their weights, read once.
+
+    Raises:
+        ImportError: if the package `mtcnn` or `lz4` is not installed.
+        ValueError: see [`load_weights`].
+    """
     package = importlib.util.find_spec("mtcnn")  # found, not imported: that would ask for TensorFlow
     if lz4_frame is None or package is None or not package.submodule_search_locations:
         raise ImportError("MTCNN reads its weights from the package mtcnn, packed by lz4: `pip install mtcnn lz4`.")
@@ -312,7 +352,12 @@ def networks() -> tuple[Network, Network, Network]:
 
 @torch.no_grad()
 def load_weights(network: Network, file: Path) -> None:
-    """Copy the arrays of a file into the parameters, which are in the same order and have the same shapes."""
+    """
+    Copy the arrays of a file into the parameters, which are in the same order and have the same shapes.
+
+    Raises:
+        ValueError: if the file can not be read or holds something else.
+    """
     try:
         arrays = list(read_arrays(lz4_frame.decompress(file.read_bytes())))
         for parameter, array in zip(network.parameters(), arrays, strict=True):
@@ -332,7 +377,8 @@ def load_weights(network: Network, file: Path) -> None:
 
 def read_arrays(data: bytes) -> Iterator[np.ndarray]:
     """
-    The float32 arrays in what `joblib.dump` wrote, in their order. The pickle around them is scanned, not executed.
+    The float32 arrays in what `joblib.dump` wrote, in their order and each of its own shape, `(height, width, in, out)`,
+    `(1, 1, channels)`, `(in, out)` or `(out,)`. The pickle around them is scanned, not executed.
 
     In place of each array joblib pickles a `NumpyArrayWrapper`; its first tuple is the shape, and behind its BUILD follow a
     byte that says how many bytes of padding come, these, and the array's own (joblib/numpy_pickle.py).

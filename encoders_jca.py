@@ -92,7 +92,12 @@ class R2Plus1DBlock(GradientCheckpointingLayer):
 
 
 class R2Plus1DModel(PreTrainedModel):
-    """R(2+1)D video encoder, numerically torchvision's `r2plus1d_18` at the default configuration."""
+    """
+    R(2+1)D video encoder, numerically torchvision's `r2plus1d_18` at the default configuration.
+
+    Args:
+        config ([`R2Plus1DConfig`]): its sizes. Weights are random.
+    """
 
     config: R2Plus1DConfig
     base_model_prefix = "r2plus1d"
@@ -154,6 +159,7 @@ class R2Plus1DModel(PreTrainedModel):
 
         Args:
             frames (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+            clip_length (`int`), hop (`int`): frames of a clip, and from the first frame of one to that of the next.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, clips, hidden_size)`.
@@ -309,7 +315,12 @@ class TCN(nn.Sequential):
 
 
 class I3DModel(PreTrainedModel):
-    """Inception-I3D video encoder that keeps every step of time, with an optional TCN over its steps."""
+    """
+    Inception-I3D video encoder that keeps every step of time, with an optional TCN over its steps.
+
+    Args:
+        config ([`I3DConfig`]): its sizes. Weights are random.
+    """
 
     config: I3DConfig
     base_model_prefix = "i3d"
@@ -363,8 +374,13 @@ class I3DModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states.mT, pooler_output=pooled)
 
     def forward_track(self, frames: torch.FloatTensor, clip_length: int, hop: int) -> torch.FloatTensor:
-        """The network over a track as one, see [`R2Plus1DModel.forward_track`]: no layer strides in time, so that a clip
-        pools the steps of its frames."""
+        """
+        The network over a track as one: no layer strides in time, so that a clip pools the steps of its frames. `frames`,
+        `clip_length` and `hop` as of [`R2Plus1DModel.forward_track`].
+
+        Raises:
+            ValueError: if clips have a single frame, of which there are no steps.
+        """
         if clip_length < 2:
             raise ValueError("Clips have one frame, and tracks need two: choose another clip_length, or tracks=False.")
         pool = F.max_pool1d if self.config.tcn_channels else F.avg_pool1d
@@ -384,7 +400,12 @@ class I3DModel(PreTrainedModel):
 
 
 class ResNetGRUModel(PreTrainedModel):
-    """Video encoder: a ResNet over each frame, a GRU over the frames of the clip."""
+    """
+    Video encoder: a ResNet over each frame, a GRU over the frames of the clip.
+
+    Args:
+        config ([`ResNetGRUConfig`]): its sizes. Weights are random.
+    """
 
     config: ResNetGRUConfig
     base_model_prefix = "resnet_gru"
@@ -427,7 +448,8 @@ class ResNetGRUModel(PreTrainedModel):
         return self.gru(frames)[1][-1]
 
     def encode_frames(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
-        """What the ResNet makes of each frame, `(batch, frames, size)`."""
+        """What the ResNet makes of each frame, `(batch, frames, size)`, of `pixel_values` `(batch, frames, channels, height,
+        width)`."""
         hidden_states = self.resnet.embedder(pixel_values.flatten(0, 1))
         for stage in self.resnet.encoder.stages:
             if self.gradient_checkpointing and self.training:  # Transformers' ResNet has none of its own

@@ -34,7 +34,8 @@ def similarity(landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> tuple[comple
     with crop = scale * picture + shift, the complex x + i y in px. `abs(scale)` is crop px for each px of the picture.
 
     Args:
-        landmarks (`np.ndarray` of shape `(5, 2)`): px; size: of the crop, px.
+        landmarks (`np.ndarray` of shape `(5, 2)`): px.
+        size: of the crop, px.
 
     Raises:
         ValueError: if the landmarks are not finite or all in one point.
@@ -58,7 +59,9 @@ def align(picture: np.ndarray, landmarks: np.ndarray, size: int = TEMPLATE_SIZE)
     Bilinear, from the face's region alone; where that is larger than the crop it is averaged first, so that nothing aliases.
 
     Args:
-        landmarks (`np.ndarray` of shape `(5, 2)`): px, where the first pixel covers 0 to 1; size: of the crop, px.
+        picture (`np.ndarray` of shape `(height, width, 3)`): uint8 RGB.
+        landmarks (`np.ndarray` of shape `(5, 2)`): px, where the first pixel covers 0 to 1.
+        size: of the crop, px.
 
     Raises:
         ValueError: see [`similarity`].
@@ -103,6 +106,9 @@ def quality(crop: np.ndarray, landmarks: np.ndarray, score: float = 1.0) -> floa
         crop (`np.ndarray` of shape `(size, size, 3)`): uint8, as [`align`] gives it.
         landmarks (`np.ndarray` of shape `(5, 2)`): px of the picture.
         score: of the detector, in [0, 1].
+
+    Raises:
+        ValueError: see [`similarity`].
     """
     left, right, nose = (np.asarray(landmarks, np.float64) @ (1, 1j))[:3]
     eyes = right - left
@@ -274,9 +280,9 @@ class Face(NamedTuple):
 
     Attributes:
         face: the id of its track, from 0.
-        crop: (size, size, 3) uint8 RGB, see [`align`].
+        crop: `(size, size, 3)` uint8 RGB, see [`align`].
         box: x0, y0, x1, y1 in px of the picture; at an edge it may reach beyond.
-        landmarks: (5, 2) float32, px.
+        landmarks: `(5, 2)` float32, px.
         quality: in [0, 1], see [`quality`].
     """
 
@@ -365,8 +371,8 @@ class FaceTracker:
     Args:
         detector ([`Detector`], *optional*): left out, [`MTCNN`].
         size (`int`, defaults to 112): of the crops, px.
-        detect_seconds (`float`, defaults to 0.5), max_lost_seconds (`float`, defaults to 1.0).
-        min_score (`float`, defaults to 0.7): of the detector, under which a sight is no face.
+        detect_seconds (`float`, defaults to 0.5), max_lost_seconds (`float`, defaults to 1.0): in seconds, see above.
+        min_score (`float`, defaults to 0.7): of the detector, in [0, 1], under which a sight is no face.
     """
 
     def __init__(
@@ -393,7 +399,7 @@ class FaceTracker:
 
         Args:
             seconds: on the film's clock, after the picture before. Gaps may be uneven, up to 0.3 s or so.
-            picture: (height, width, 3) uint8 RGB.
+            picture (`np.ndarray` of shape `(height, width, 3)`): uint8 RGB.
 
         Raises:
             ValueError: if the pictures are not in order, or what the detector raises.

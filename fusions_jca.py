@@ -37,6 +37,16 @@ class ConcatFusion(nn.Module):
     def forward(
         self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
     ) -> Fused:
+        """
+        What every fusion takes and gives.
+
+        Args:
+            video, audio (`torch.FloatTensor` of shape `(batch, clips, size)`): features of clips, 0 where they are masked.
+            video_mask, audio_mask (`torch.FloatTensor` of shape `(batch, clips, 1)`): 1 where the modality is there.
+
+        Returns:
+            video and audio attended, `(batch, clips, size)` each, and a correlation map of each or None, see its class.
+        """
         return video, audio, None, None
 
 
@@ -58,6 +68,7 @@ class CrossAttentionFusion(nn.Module):
     def forward(
         self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
     ) -> Fused:
+        """See [`ConcatFusion.forward`]."""
         scores = audio @ self.correlation(video).mT / self.temperature  # Z / T: (batch, audio clips, video clips)
         lowest = torch.finfo(scores.dtype).min  # a clip that is not there is not attended to
         audio_map = scores.masked_fill(audio_mask == 0, lowest).softmax(dim=1)
@@ -91,6 +102,14 @@ class JointCrossAttention(nn.Module):
         self.out = nn.Linear(attention_size, clips, bias=False)  # W_h
 
     def forward(self, features: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features (`torch.FloatTensor` of shape `(batch, clips, dim)`): X.
+            joint (`torch.FloatTensor` of shape `(batch, clips, 2 * dim)`): J.
+
+        Returns:
+            X_att `(batch, clips, dim)` and C `(batch, dim, 2 * dim)`.
+        """
         # the map is the largest thing here: scaled before the product and in place after it, it is written once
         correlation = ((features * self.scale).mT @ self.joint(joint.mT).mT).tanh_()
         attention = (self.own(features.mT) + self.correlated(correlation)).relu()
@@ -110,6 +129,7 @@ class JointCrossAttentionFusion(nn.Module):
     def forward(
         self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
     ) -> Fused:
+        """See [`ConcatFusion.forward`]. Raises a ValueError for windows of another length than `config.num_clips`."""
         check_window(video, self.num_clips, "joint_cross_attention")
         joint = torch.cat([video, audio], dim=-1)
         video, video_map = self.video_attention(video, joint)
@@ -142,6 +162,14 @@ class DenseCoAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features (`torch.FloatTensor` of shape `(batch, clips, dim)`): X.
+            query (`torch.FloatTensor` of shape `(batch, clips, 2 * dim)`): Q.
+
+        Returns:
+            X_att `(batch, clips, dim)` and S before its dropout, `(batch, dim, 2 * dim)`.
+        """
         scores = ((self.key(features.mT) * self.scale) @ query).tanh_()
         attended = (self.value(features) @ self.dropout(scores)).tanh().relu()
         return features + self.dropout(self.out(attended).relu()), scores
@@ -160,6 +188,7 @@ class DenseCoAttentionFusion(nn.Module):
     def forward(
         self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
     ) -> Fused:
+        """See [`ConcatFusion.forward`]. Raises a ValueError for windows of another length than `config.num_clips`."""
         check_window(video, self.num_clips, "dense_co_attention")
         query = self.query(torch.cat([video, audio], dim=-1))
         video, video_map = self.video_attention(video, query)
@@ -239,6 +268,7 @@ class TransformerFusion(nn.Module):
     def forward(
         self, video: torch.Tensor, audio: torch.Tensor, video_mask: torch.Tensor, audio_mask: torch.Tensor
     ) -> Fused:
+        """See [`ConcatFusion.forward`]."""
         attended_video, video_map = self.video_attention(video, audio, audio_mask)
         attended_audio, audio_map = self.audio_attention(audio, video, video_mask)
         return attended_video, attended_audio, video_map, audio_map
@@ -281,6 +311,7 @@ class GatedResidual(nn.Module):
         self.gate = nn.Linear(size, 2)
 
     def forward(self, features: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """`features` `(batch, clips, size)` and `attended` `(batch, clips, size)` to `(batch, clips, size)`."""
         gate = (self.gate(attended) / GATE_TEMPERATURE).softmax(dim=-1)
         return (gate[..., :1] * features + gate[..., 1:] * attended).relu()
 
@@ -342,6 +373,14 @@ class SpatialAttention(nn.Module):
         self.out = nn.Linear(channels, channels)  # U_f
 
     def forward(self, video: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            video (`torch.FloatTensor` of shape `(batch, clips, channels * positions)`): V, a flattened map for each clip.
+            audio (`torch.FloatTensor` of shape `(batch, clips, audio_size)`): a.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, clips, channels)`.
+        """
         if self.scrambled:
             places = video.unflatten(-1, (self.positions, self.channels))
         else:

@@ -141,7 +141,12 @@ class Packets:
             self.error = error
 
     def place(self, packet: "av.Packet") -> None:
-        """Puts a packet on the clock that goes on, and notes how far that is."""
+        """
+        Puts a packet on the clock that goes on, and notes how far that is.
+
+        Raises:
+            MediaLimitError: if it lies beyond `limits.max_seconds`.
+        """
         ticks = packet.pts if packet.dts is None else packet.dts
         if ticks is None or not packet.time_base:
             return
@@ -325,7 +330,8 @@ def flush(stream: "av.VideoStream | av.AudioStream") -> "av.Packet":
 
 
 def resample(samples: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:
-    """Mono float `(samples,)` from one rate to another (Hz), by the resampler that decodes media."""
+    """Mono float samples `(n,)` from one rate to another (Hz), by the resampler that decodes media: `(n * target_rate /
+    sampling_rate,)` float32, about."""
     if sampling_rate == target_rate:
         return samples.astype(np.float32)
     frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="flt", layout="mono")

@@ -54,11 +54,11 @@ def ccc_loss(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         predictions (`torch.FloatTensor` of shape `(..., outputs)`).
-        labels (`torch.FloatTensor` of the same shape): -5 or NaN where not annotated; those entries are left out. An
-            output without any label counts with a loss of 0.
+        labels (`torch.FloatTensor` of shape `(..., outputs)`): -5 or NaN where not annotated; those entries are left out.
+            An output without any label counts with a loss of 0.
 
     Returns:
-        `torch.FloatTensor`: a scalar in [0, 2].
+        `torch.FloatTensor` of shape `()`: in [0, 2].
 
     Raises:
         ValueError: if the shapes differ.
@@ -132,7 +132,15 @@ class JCARegressor(nn.Module):
 
 
 class JCAModel(PreTrainedModel):
-    """Audio-visual model for valence and arousal: two encoders, a fusion, a regressor for each output."""
+    """
+    Audio-visual model for valence and arousal: two encoders, a fusion, a regressor for each output.
+
+    Args:
+        config ([`JCAConfig`]): what it is made of. Weights are random; `from_pretrained` has trained ones.
+
+    Raises:
+        ValueError: if an encoder does not fit its slot, or the fusion needs features of one width and gets two.
+    """
 
     config: JCAConfig
     base_model_prefix = "jca"
@@ -233,6 +241,7 @@ class JCAModel(PreTrainedModel):
             getattr(self, f"{modality}_encoder").requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "JCAModel":
+        """Training mode, or with `mode=False` evaluation mode; encoders that are frozen stay in the latter."""
         super().train(mode)
         for modality in self.config.modalities:
             encoder = getattr(self, f"{modality}_encoder")
@@ -326,8 +335,8 @@ class JCAModel(PreTrainedModel):
         return {name: to_windows(x, shifts) for name, x in inputs.items()}, shifts
 
     def forward_track(self, sizes: tuple[int, int, int], **inputs: torch.Tensor) -> torch.FloatTensor:
-        """The outputs of all clips of a track `(batch, clips, outputs)`, each in one of its windows; arguments as of
-        [`JCAModel.track_windows`]."""
+        """The outputs of all clips of a track `(batch, clips, outputs)`, each in one of its windows; `sizes` and `inputs` as
+        of [`JCAModel.track_windows`]."""
         windows, shifts = self.track_windows(sizes=sizes, **inputs)
         return from_windows(self(**windows).logits, shifts)
 

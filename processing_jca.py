@@ -52,7 +52,7 @@ LIVE_SKEW_SECONDS = 0.5  # the same of live predictions
 
 def clip_frames(present: Sequence[int], length: int = 8, stride: int = 4) -> list[int]:
     """
-    The `length` frames of a clip, out of those of its span that show a face (authors' code, T-BIOM repository).
+    The `length` frames of a clip, out of those `present` in its span, which show a face (authors' code, T-BIOM repository).
 
     Every `stride`-th, counted back from the last; with fewer than `length * stride` frames a smaller step, with fewer
     than `length` the last repeated, with none an empty list.
@@ -72,6 +72,10 @@ def window_plan(
     A block of `num_clips * span` frames holds `span / hop` windows, shifted by `hop`; together they have a clip that ends
     at every `hop`-th frame, each once. Ends beyond the video stand in the list (authors' evaluation reader);
     `complete=True` leaves out windows that have any (their training reader).
+
+    Args:
+        num_frames, hop, span: frames of the video, between the ends of the clips, and of a clip.
+        num_clips: clips in a window.
 
     Raises:
         ValueError: if `hop` does not divide `span`.
@@ -133,9 +137,10 @@ class JCAFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, defaults to 44100): in Hz.
         n_fft (`int`, defaults to 1024), win_length (`int`, defaults to 882), hop_length (`int`, defaults to 441): in
             samples; a periodic Hann window, centred, with reflection at the ends.
-        floor (`float`, defaults to 1e-10): smallest power; `top_db` (`float`, defaults to 80): range below the loudest
-            cell of the clip, in dB.
-        mean (`float`, defaults to -14.8), std (`float`, defaults to 19.895): of the decibels.
+        floor (`float`, defaults to 1e-10): smallest power.
+        top_db (`float`, defaults to 80): range below the loudest cell of the clip, in dB.
+        mean (`float`, defaults to -14.8), std (`float`, defaults to 19.895): of the decibels, in dB (authors' code).
+        padding_value (`float`, defaults to 0): Transformers asks for it; nothing is padded.
     """
 
     model_input_names = ["input_features"]
@@ -160,7 +165,13 @@ class JCAFeatureExtractor(SequenceFeatureExtractor):
         self.mean, self.std = mean, std
 
     def decibels(self, audio: torch.Tensor) -> torch.Tensor:
-        """Waveforms `(..., samples)` to log-mel power in dB `(..., feature_size, 1 + samples // hop_length)`."""
+        """
+        Args:
+            audio (`torch.Tensor` of shape `(..., samples)`): waveforms at `sampling_rate` Hz.
+
+        Returns:
+            `torch.Tensor` of shape `(..., feature_size, 1 + samples // hop_length)`: log-mel power in dB.
+        """
         window = torch.hann_window(self.win_length, periodic=True)
         spectrum = torch.stft(
             audio.reshape(-1, audio.shape[-1]),
@@ -181,8 +192,20 @@ class JCAFeatureExtractor(SequenceFeatureExtractor):
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, padding: Any = None, return_tensors: str | None = None
     ) -> BatchFeature:
-        """`audio` `(..., samples)` to `input_features` `(..., feature_size, steps)`, normalised. `padding` is there for the
-        call of Transformers' feature extractors: the waveforms of an array need none."""
+        """
+        Args:
+            audio (`np.ndarray` of shape `(..., samples)`): waveforms in [-1, 1].
+            sampling_rate (`int`, *optional*): of `audio` in Hz, to be checked.
+            padding: for the call of Transformers' feature extractors; the waveforms of an array need none.
+            return_tensors (`str`, *optional*): `"np"` for arrays; left out, or `"pt"`, tensors.
+
+        Returns:
+            `input_features` of shape `(..., feature_size, 1 + samples // hop_length)`: [`JCAFeatureExtractor.decibels`],
+            less `mean` and by `std`.
+
+        Raises:
+            ValueError: if the sound has another rate, or is no longer than half of `n_fft`.
+        """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"audio at {sampling_rate} Hz was given: resample it to {self.sampling_rate} Hz.")
         audio = torch.as_tensor(np.asarray(audio), dtype=torch.float32)
@@ -204,6 +227,9 @@ class JCAVideoProcessor(VideoProcessorMixin):
             every frame is a face crop.
         image_mean, image_std (`list[float]`): of the colours in [0, 1]. Default: those of Kinetics-400 with which the
             visual encoder was trained (authors' code).
+
+    Raises:
+        ValueError: if `faces` is none of the three.
     """
 
     model_input_names = ["pixel_values"]
@@ -226,7 +252,8 @@ class JCAVideoProcessor(VideoProcessorMixin):
         config and the colours of CLIP or ImageNet.
 
         Args:
-            source (`str` or `os.PathLike`): folder or Hub repository of the encoder; config (`PreTrainedConfig`): its.
+            source (`str` or `os.PathLike`): folder or Hub repository of the encoder.
+            config (`PreTrainedConfig`): of the encoder.
         """
         names = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
         files = (cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in names)
@@ -249,8 +276,8 @@ class JCAVideoProcessor(VideoProcessorMixin):
         )
 
     def crop(self, frame: "av.VideoFrame", faces: str) -> tuple[np.ndarray, list[float]]:
-        """The crop `(size, size, 3)` uint8 RGB of a frame without detection, and its box (x0, y0, x1, y1) in px of the
-        displayed picture."""
+        """The crop `(size, size, 3)` uint8 RGB of a frame without detection, all of it or (`faces="center"`) its central
+        square, and its box (x0, y0, x1, y1) in px of the displayed picture."""
         size = self.size
         width, height = display_size(frame)
         if faces == "given":
@@ -264,7 +291,14 @@ class JCAVideoProcessor(VideoProcessorMixin):
         return crop, [left * x, top * y, (left + size) * x, (top + size) * y]
 
     def preprocess(self, videos: Any, return_tensors: str | None = None) -> BatchFeature:
-        """Crops `(..., height, width, 3)` uint8 to `pixel_values` `(..., 3, height, width)`, normalised."""
+        """
+        Args:
+            videos (`np.ndarray` of shape `(..., height, width, 3)`): crops, uint8 RGB.
+            return_tensors (`str`, *optional*): `"np"` for arrays; left out, or `"pt"`, tensors.
+
+        Returns:
+            `pixel_values` of shape `(..., 3, height, width)`: colours in [0, 1], less `image_mean` and by `image_std`.
+        """
         # moved as bytes and scaled in place: a tenth of the time that three passes over floats take
         pixels = torch.as_tensor(np.asarray(videos)).movedim(-1, -3).contiguous().float()
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.image_mean, self.image_std))
@@ -324,7 +358,8 @@ def fill_lost(
 
     Args:
         filled: the faces that each frame shows; times (of shape `(frames,)`): seconds.
-        first: of the frames that are new; last_seen: seconds at which those before showed each face.
+        first: of the frames that are new.
+        last_seen: seconds at which those before showed each face.
         causal: without knowing whether a face comes back.
     """
     last, place = dict(last_seen), dict.fromkeys(last_seen, first - 1)
@@ -348,7 +383,7 @@ class WindowBuffer:
 
     Args:
         processor ([`JCAProcessor`]), hop (`int`): grid frames between the ends of the clips.
-        look ([`Look`], *optional*): finds and cuts the faces of a frame; without it frames come as lists of [`Seen`].
+        look (`Look`, *optional*): finds and cuts the faces of a frame; without it frames come as lists of [`Seen`].
         max_lost (`float`, defaults to 0): seconds for which a face may be lost and keep its id.
         speaking (`bool`, defaults to `False`): rows say whether the face speaks.
     """
@@ -508,7 +543,8 @@ class WindowBuffer:
         }
 
     def crop(self, face: int | None, frame: int) -> np.ndarray:
-        """The crop of a face in a grid frame that shows it; what is stored is decoded once, when first needed."""
+        """The crop `(size, size, 3)` uint8 of a face in a grid frame that shows it; what is stored is decoded once, when
+        first needed."""
         crops = self.crops[face]
         if not isinstance(crops[frame], np.ndarray):
             crops[frame] = decode_picture(crops[frame], self.processor.video_processor.size)
@@ -662,6 +698,15 @@ class JCAProcessor(ProcessorMixin):
         return cls(**{**settings, **kwargs})
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """
+        The class that a part has to be of; for Transformers, which calls this of each.
+
+        Args:
+            argument_name, argument: name of the part, and what was given for it.
+
+        Raises:
+            TypeError: if it is of another class.
+        """
         # Transformers has `VideoProcessorMixin` in its namespace only where torchvision is installed
         if argument_name == "video_processor":
             if not isinstance(argument, VideoProcessorMixin):
@@ -695,7 +740,8 @@ class JCAProcessor(ProcessorMixin):
         return round(self.span * self.feature_extractor.sampling_rate / self.frame_rate)
 
     def plan(self, num_frames: int, hop: int = 8) -> list[list[int]]:
-        """[`window_plan`] of a video of `num_frames` grid frames in this processor's sizes."""
+        """[`window_plan`] of a video of `num_frames` grid frames in this processor's sizes, with `hop` frames between the
+        ends of the clips."""
         return window_plan(num_frames, hop, self.num_clips, self.span)
 
     def track_sizes(self, hop: int) -> tuple[int, int, int]:
@@ -728,7 +774,7 @@ class JCAProcessor(ProcessorMixin):
             audio (`np.ndarray` of shape `(samples,)`, *optional*): mono waveform that begins with the first frame, in
                 place of the file's own.
             hop (`int`, defaults to 8): grid frames between the ends of the clips that are computed.
-            fps (`float`, defaults to 30): rate of frames given as an array. For a file its own times hold.
+            fps (`float`, defaults to 30): frames a second of frames given as an array. For a file its own times hold.
             sampling_rate (`int`, *optional*): of `audio` in Hz; left out, the feature extractor's.
             crops_dir (`str`, *optional*): Aff-Wild2's folder of face crops `00001.jpg`, ... for the frames of the file;
                 a missing one means that the frame has no face. The file's own pictures are not decoded then.
@@ -766,7 +812,15 @@ class JCAProcessor(ProcessorMixin):
         yield from self.windows_of(events, hop, describe(source), look, max_lost, live, speaking, tracks)
 
     def look(self, faces: str | Detector) -> tuple[Look, float]:
-        """How the faces of a frame are found and cut, and for how many seconds one may be lost and keep its id."""
+        """
+        How the faces of a frame are found and cut, and for how many seconds one may be lost and keep its id.
+
+        Args:
+            faces (`str` or [`Detector`]): as of [`JCAProcessor.windows`].
+
+        Raises:
+            ValueError: if `faces` is none of the names that are known, and can not be called.
+        """
         if faces in ("center", "given"):
 
             def look(seconds: float, frame: "av.VideoFrame | None") -> list[Seen]:
@@ -811,6 +865,9 @@ class JCAProcessor(ProcessorMixin):
             name (`str`): of the source, for errors.
             look, max_lost, speaking: see [`WindowBuffer`].
             live, tracks (`bool`): see [`JCAProcessor.windows`].
+
+        Raises:
+            MediaError: if no picture came.
         """
         buffer = WindowBuffer(self, hop, look, max_lost, speaking)
         late = 0.0
@@ -845,7 +902,13 @@ class JCAProcessor(ProcessorMixin):
         crops_dir: str | os.PathLike | None = None,
         limits: Limits | None = None,
     ) -> Iterator[tuple[str, float, Any]]:
-        """What [`JCAProcessor.windows_of`] reads, of any source; arguments as of [`JCAProcessor.windows`]."""
+        """
+        What [`JCAProcessor.windows_of`] reads, of any source; arguments as of [`JCAProcessor.windows`].
+
+        Raises:
+            ValueError: if frames or audio have another shape or type.
+            MediaError: as [`open_media`] and [`decode`].
+        """
         rate = self.feature_extractor.sampling_rate
         if audio is not None:
             if np.ndim(audio) != 1 or not np.issubdtype(np.asarray(audio).dtype, np.floating):
@@ -886,7 +949,7 @@ class JCAProcessor(ProcessorMixin):
                 yield kind, seconds, data
 
     def audio_inputs(self, waveforms: np.ndarray) -> torch.Tensor:
-        """Waveforms `(clips, samples)` to what the audio encoder reads of each clip, `(clips, ...)`."""
+        """`waveforms` `(clips, samples)` to what the audio encoder reads of each clip, `(clips, ...)`."""
         rate = self.feature_extractor.sampling_rate
         # Whisper's would pad to 30 s, which its encoder does by itself
         inputs = self.feature_extractor(waveforms, sampling_rate=rate, padding="longest", return_tensors="pt")
@@ -925,6 +988,10 @@ class JCAProcessor(ProcessorMixin):
             hop (`int`, *optional*): grid frames between the ends of the clips; left out, the span of a clip, so that
                 windows and clips follow each other. Of one face, `processor.plan(frames, hop)` says where each ends; those
                 of several stand one after another, and [`JCAProcessor.windows`] says whose each is.
+            return_tensors (`str`, defaults to `"pt"`): tensors, or `"np"` for arrays.
+
+        Raises:
+            MediaError, ValueError, FileNotFoundError, IsADirectoryError: see [`JCAProcessor.windows`].
         """
         windows = self.windows(videos, audio=audio, hop=hop or self.span, fps=fps, sampling_rate=sampling_rate)
         inputs = [self.inputs(window) for window in windows]

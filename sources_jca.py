@@ -151,7 +151,13 @@ class SourceBytes:
             return -1
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as soon as there are some."""
+        """
+        Up to `size` bytes, as soon as there are some.
+
+        Raises:
+            MediaError: if the object does not read as a binary file does.
+            MediaLimitError: if more than `max_bytes` came.
+        """
         if self.peeked:
             data, self.peeked = self.peeked[:size], self.peeked[size:]
             return data
@@ -193,7 +199,7 @@ def index_is_last(source: SourceBytes) -> bool:
 
 
 def refuse(url: str, flags: int, options: dict) -> None:
-    """FFmpeg's way to open what a file refers to."""
+    """FFmpeg's way to open what a file refers to. Raises a MediaError, whatever it is."""
     raise MediaError(f"A media file may not open another: {url!r}.")
 
 
@@ -276,7 +282,13 @@ def streams_of(container: "av.container.InputContainer") -> "tuple[av.VideoStrea
 
 
 def check(container: "av.container.InputContainer", name: str, limits: Limits) -> "av.container.InputContainer":
-    """The container, if it holds video within the limits."""
+    """
+    The container, if it holds video within the limits; else it is closed.
+
+    Raises:
+        MediaError: if it is a picture, or holds no video that can be decoded.
+        MediaLimitError: if its frames are larger, or it is longer, than `limits`.
+    """
     video, _ = streams_of(container)
     try:
         if container.metadata.get("major_brand") in HEIF_BRANDS:
@@ -309,7 +321,7 @@ def check_size(codec: "av.VideoCodecContext", name: str, limits: Limits) -> None
 
 
 def open_file(path: str) -> BinaryIO:
-    """A file for reading; IsADirectoryError and FileNotFoundError name the remedy."""
+    """A file for reading. Raises an IsADirectoryError or a FileNotFoundError that names the remedy."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path!r} is a folder: give a video file.")
     try:
@@ -332,7 +344,13 @@ def keep(pieces: Iterator[bytes]) -> BinaryIO:
 def open_live(
     url: str, name: str, limits: Limits, device: str | None = None, **options: str
 ) -> "av.container.InputContainer":
-    """What comes as it happens: a URL of [`LIVE_PROTOCOLS`], or a device of FFmpeg's."""
+    """
+    What comes as it happens: a URL of `LIVE_PROTOCOLS`, or a device of FFmpeg's.
+
+    Raises:
+        MediaError: if it can not be opened as media.
+        MediaLimitError: if nothing came for `limits.timeout` seconds.
+    """
     options |= LIVE_OPTIONS | {
         "max_pixels": str(limits.max_pixels),
         "format_whitelist": device or f"{VIDEO_FORMATS},rtsp,rtp",
@@ -357,7 +375,13 @@ def open_live(
 
 
 def open_webcam(number: int, limits: Limits) -> "av.container.InputContainer":
-    """The webcam of this number; MediaError where FFmpeg has no way to it, FileNotFoundError where there is none."""
+    """
+    The webcam of this number.
+
+    Raises:
+        MediaError: where FFmpeg has no way to it, see also [`open_live`].
+        FileNotFoundError: where there is none of this number.
+    """
     device, path, options = WEBCAMS.get(sys.platform, (None, "", {}))
     try:
         av.format.ContainerFormat(device or "none", "r")
@@ -406,7 +430,8 @@ def fetch(url: str, limits: Limits) -> BinaryIO:
     if the URL itself did.
 
     Raises:
-        MediaError: if it can not be fetched whole; MediaLimitError: if it is larger or slower than `limits`.
+        MediaError: if it can not be fetched whole.
+        MediaLimitError: if it is larger or slower than `limits`.
     """
     name = describe(url)
     try:
@@ -475,7 +500,14 @@ class Visit:
         return opener.open(request, timeout=self.limits.timeout)
 
     def body(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        """In pieces; raises a MediaError if they are too many or too few."""
+        """
+        In pieces.
+
+        Raises:
+            MediaError: if it breaks off before what the header promised.
+            MediaLimitError: if there are more than `limits.max_bytes`.
+            TimeoutError: if it was hung up.
+        """
         promised, received, most = int(response.headers.get("Content-Length") or 0), 0, self.limits.max_bytes
         while max(promised, received) <= most and (data := response.read1(READ_BYTES)):
             received += len(data)

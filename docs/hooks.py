@@ -24,42 +24,59 @@ def assigned(tree: ast.Module, name: str) -> ast.expr | None:
     return values[0] if values else None
 
 
+REFERENCE = re.compile(r"\[`([\w.]+)`\](?![\[(])")
+GIVEN = ast.literal_eval(assigned(parse("jca/__init__"), "_LAZY"))  # names of the package and their modules
+
+
 def public_names(module: str) -> list[str]:
-    """The names in a module's `__all__`, or else its classes and functions without an underscore, as it orders them."""
+    """The names in a module's `__all__`, with what of the module their docstrings refer to and the classes of its tables; or
+    else its classes and functions without an underscore. Constants come first, the others as the module orders them."""
     tree = parse(module)
-    if (names := assigned(tree, "__all__")) is not None:
-        return ast.literal_eval(names)
-    kinds = (ast.ClassDef, ast.FunctionDef)
-    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    own = {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    if (listed := assigned(tree, "__all__")) is None:
+        return [name for name in own if not name.startswith("_")]
+    names = ast.literal_eval(listed)
+    for name in names:  # which grows
+        table = assigned(tree, name)
+        said = [ast.unparse(value) for value in table.values] if isinstance(table, ast.Dict) else []
+        for node in ast.walk(own[name]) if name in own else ():
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                said += [text.partition(".")[0] for text in REFERENCE.findall(ast.get_docstring(node) or "")]
+        known = (text for text in dict.fromkeys(said) if text in own or assigned(tree, text) is not None)
+        names += [text for text in known if text not in names]
+    return [name for name in names if name not in own] + [name for name in own if name in names]
 
 
 PUBLIC = {module: public_names(module) for module in MODULES}
 PLACES = {name: f"{module}.{name}" for module, names in PUBLIC.items() for name in names}
+PLACES |= {name: f"{module}.{name}" for name, module in GIVEN.items()}
 
 
-def link(text: str) -> str:
-    """[`Name`] and [`Class.method`] to links into the reference; a name that is not public there stays a name."""
+def link(text: str, module: str = "") -> str:
+    """[`Name`], [`Class.method`] and [`module.name`] to links into the reference. A name that several modules have is that
+    of `module`, or else of the package; one that is not public there stays as it is, which the tests see."""
+    places = PLACES | {name: f"{module}.{name}" for name in PUBLIC.get(module, ())}
 
     def place(match: re.Match) -> str:
-        first, _, rest = match[1].partition(".")
-        if first not in PLACES:
-            return f"`{match[1]}`"
-        return f"[`{match[1]}`][{PLACES[first]}{'.' * bool(rest)}{rest}]"
+        first, dot, rest = match[1].partition(".")
+        target = match[1] if match[1] in PLACES.values() else places[first] + dot + rest if first in places else None
+        return f"[`{match[1]}`][{target}]" if target else match[0]
 
-    return re.sub(r"\[`([\w.]+)`\](?![\[(])", place, text)
+    return REFERENCE.sub(place, text)
 
 
-def to_markdown(docstring: str) -> str:
+def to_markdown(docstring: str, module: str) -> str:
     """`Args:` and its like with their indented lines to a heading and a list."""
 
     def section(match: re.Match) -> str:
         lines = re.sub(r"^    ", "", match[2], flags=re.MULTILINE)
-        if match[1] in ("Args", "Raises"):
-            lines = re.sub(r"^(\w[^:\n]*?)( \(.*?\))?:", r"- **\1**\2:", lines, flags=re.MULTILINE)
+        if match[1] not in ("Returns", "Yields"):
+            lines = re.sub(r"^(\w+(?:, \w+)*)", r"- **\1**", lines, flags=re.MULTILINE)
+            lines = re.sub(r"(?<=\), )(\w+)(?= \()", r"**\1**", lines)  # a (`int`), b (`int`): both of a line
         return f"**{match[1]}**\n\n{lines.strip()}\n\n"
 
-    blocks = r"^(Args|Returns|Raises|Yields):\n((?:(?:    .*)?\n)+)"
-    return link(re.sub(blocks, section, f"{docstring}\n", flags=re.MULTILINE)).strip()
+    blocks = r"^(Args|Attributes|Returns|Raises|Warns|Yields):\n((?:(?:    .*)?\n)+)"
+    return link(re.sub(blocks, section, f"{docstring}\n", flags=re.MULTILINE), module).strip()
 
 
 class MarkdownDocstrings(griffe.Extension):
@@ -67,19 +84,25 @@ class MarkdownDocstrings(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring:
-            obj.docstring.value = to_markdown(obj.docstring.value)
+            obj.docstring.value = to_markdown(obj.docstring.value, obj.module.path)
+
+
+def summary(node: ast.AST) -> str:
+    """The first sentence of a docstring."""
+    return re.split(r"\n\n|(?<=\.)\s(?=[A-Z])", ast.get_docstring(node))[0].replace("\n", " ")
 
 
 def index() -> str:
     """The page of what `import jca` gives, and of all modules."""
-    tree = parse("jca/__init__")
-    lazy = ast.literal_eval(assigned(tree, "_LAZY"))
-    names = sorted({*lazy, *(item.value for item in assigned(tree, "__all__").elts if isinstance(item, ast.Constant))})
-    lines = ["# Reference", "", "`import jca` gives:", "", *(f"- [`{name}`]" for name in names), ""]
-    lines += ["Its modules, and the flat ones that travel with checkpoints:", ""]
-    for module in MODULES:
-        summary = ast.get_docstring(parse(module)).split("\n\n")[0].replace("\n", " ")
-        lines.append(f"- [`{module}`]({module}.md): {summary}")
+    listed = assigned(parse("jca/__init__"), "__all__").elts
+    names = sorted({*GIVEN, *(item.value for item in listed if isinstance(item, ast.Constant))})
+    lines = ["# Reference", "", "`import jca` gives:", ""]
+    for name in names:
+        module = PLACES[name].rpartition(".")[0]
+        (node,) = (node for node in parse(module).body if getattr(node, "name", None) == name)
+        lines.append(f"- [`{name}`]: {summary(node)}")
+    lines += ["", "Its modules, and the flat ones that travel with checkpoints:", ""]
+    lines += [f"- [`{module}`]({module}.md): {summary(parse(module))}" for module in MODULES]
     return "\n".join(lines) + "\n"
 
 

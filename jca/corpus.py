@@ -178,6 +178,7 @@ def make_dataset(rows: Sequence[dict], problems: Sequence[str], where: str | Pat
 
     Raises:
         CorpusError: with all problems, or if no row is left.
+        ValueError: if `on_error` is neither of the two.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error={on_error!r} is not known. Choose "raise" or "skip".')
@@ -224,11 +225,19 @@ def frame_labels(row: Mapping) -> np.ndarray:
 
 def shift_labels(labels: np.ndarray, fps: float, delay: float | Mapping[str, float]) -> np.ndarray:
     """
-    Labels `(frames, 2)` as if annotators had reacted at once: frame t gets what was annotated `delay` seconds later, and
-    frames at the end nothing.
+    Labels as if annotators had reacted at once: frame t gets what was annotated `delay` seconds later, and frames at the end
+    nothing.
 
     Args:
+        labels (`np.ndarray` of shape `(frames, 2)`): valence and arousal.
+        fps: frames a second.
         delay: in seconds, for both or by name. FG 2021 has 58 frames for valence and 68 for arousal on RECOLA.
+
+    Returns:
+        `np.ndarray` of shape `(frames, 2)`.
+
+    Raises:
+        ValueError: if a delay is below 0, no number, or of another name than valence and arousal.
     """
     delays = delay if isinstance(delay, Mapping) else {"valence": delay, "arousal": delay}
     if unknown := set(delays) - {"valence", "arousal"}:
@@ -254,8 +263,17 @@ def split_by_length(lengths: Sequence[float], num_parts: int) -> list[list[int]]
 
 def load_corpus(source: str | Path, split: str, **options: Any) -> Dataset:
     """
-    Rows of a split of any corpus: a folder that `prepare` made, a CSV file (`load_csv`) or Aff-Wild2's release
-    (`load_affwild2`). What the scripts and recipes call `data`.
+    Rows of a split of any corpus, with the columns of `jca.corpus.ROW`. What the scripts and recipes call `data`.
+
+    Args:
+        source: a folder that [`prepare`] made, a CSV file (see [`load_csv`]) or the folder of Aff-Wild2's release (see
+            [`load_affwild2`]).
+        split: `"train"`, `"validation"` or `"test"`.
+        options: of [`load_csv`] or [`load_affwild2`]; what is prepared has none.
+
+    Raises:
+        CorpusError: with all that is wrong with it, or if options are given for what is prepared.
+        ValueError: for an unknown split.
     """
     from jca.affwild2 import load_affwild2
     from jca.csv_corpus import load_csv

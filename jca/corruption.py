@@ -125,8 +125,8 @@ def _generator(corruption: Corruption, *place: Hashable) -> np.random.Generator:
 
 
 def add_noise(signal: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """White normal noise on a signal of any shape, `ratio` dB below its power, the mean of its squares. Float32, and not
-    clipped: the ratio would not hold in bright pictures."""
+    """White normal noise on a signal `(...,)` of any shape, `ratio` dB below its power, the mean of its squares: `(...,)`
+    float32, the same, and not clipped: the ratio would not hold in bright pictures."""
     signal = np.asarray(signal, np.float32)
     level = math.sqrt(np.mean(np.square(signal), dtype=np.float64) / 10 ** (ratio / 10))
     return signal + np.float32(level) * rng.standard_normal(signal.shape, np.float32)
@@ -134,7 +134,7 @@ def add_noise(signal: np.ndarray, ratio: float, rng: np.random.Generator) -> np.
 
 def blur_crops(crops: np.ndarray, sigma: float) -> np.ndarray:
     """
-    Crops `(..., size, size, 3)` after a Gaussian blur of `sigma` of their pixels, float32.
+    Crops `(..., size, size, 3)` after a Gaussian blur of `sigma` of their pixels, `(..., size, size, 3)` float32.
 
     The edges are mirrored, by which the blur is a gain for each wave of the discrete cosine transform: exp(-(sigma w)² / 2)
     at w radians a pixel. The mean stays.

@@ -17,7 +17,8 @@ from processing_jca import JCAProcessor
 
 
 def parse_smoothing(text: str) -> int | str:
-    """What the scripts take as `--smoothing`, for `argparse`: an odd number of frames, or `"paper"`."""
+    """What the scripts take as `--smoothing`, for `argparse`: an odd number of frames, or `"paper"`. Raises an
+    ArgumentTypeError for what is neither."""
     if text == "paper":
         return text
     if text.isdecimal() and int(text) % 2:

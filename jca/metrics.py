@@ -7,7 +7,7 @@ import numpy as np
 
 def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
     """
-    Concordance correlation coefficient of two series `(samples,)`, in [-1, 1].
+    Concordance correlation coefficient of predictions `(samples,)` and labels `(samples,)`, in [-1, 1].
 
     `2 s_xy / (s_x² + s_y² + (x̄ - ȳ)²)` with population variances, as the authors' evaluation (Lin, Biometrics 1989).
     0 where both series are one and the same constant, for which the formula is 0 / 0.
@@ -19,7 +19,8 @@ def ccc(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pcc(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson's correlation coefficient of two series `(samples,)`; 0 where one of them is constant."""
+    """Pearson's correlation coefficient of predictions `(samples,)` and labels `(samples,)`, in [-1, 1]; 0 where one of them
+    is constant."""
     x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
     scale = x.std() * y.std()
     return 0.0 if scale == 0 else float(((x - x.mean()) * (y - y.mean())).mean() / scale)
@@ -32,8 +33,9 @@ def score(
     The score of a split: CCC, MSE and PCC of each output over all labelled frames of all videos, and the mean CCC.
 
     Args:
-        predictions (list of `np.ndarray` of shape `(frames, outputs)`), labels (the same): one entry for each video; a
-            label of -5 or NaN means that the frame is not annotated.
+        predictions, labels (lists of `np.ndarray` of shape `(frames, outputs)`): one entry for each video; a label of -5 or
+            NaN means that the frame is not annotated.
+        names: of the outputs.
 
     Returns:
         `{"ccc": mean over the outputs, "ccc_valence": ..., "mse_valence": ..., "pcc_valence": ..., ..., "frames": n}`.

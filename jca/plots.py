@@ -482,7 +482,7 @@ def plot_predictions(
 
 
 def import_figure() -> "type[Figure]":
-    """Matplotlib's `Figure`, or what to install."""
+    """Matplotlib's `Figure`. Raises an ImportError that says what to install."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

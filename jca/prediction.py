@@ -56,6 +56,7 @@ def find_sources(given: Sequence[str]) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: if a file or folder is not there, or a folder holds no video.
+        ValueError: if two would have the same name.
     """
     sources: dict[str, Path] = {}
     for path in given:

@@ -356,7 +356,8 @@ def corpus_record(source: str | Path, split: str) -> dict | None:
     file its `name`. Of a prepared folder, what it was made from, or None if its index does not say.
 
     Raises:
-        CorpusError: if a prepared folder has no index; ValueError: if the settings of a synthetic corpus are damaged.
+        CorpusError: if a prepared folder has no index.
+        ValueError: if the settings of a synthetic corpus are damaged.
     """
     source = Path(source)
     if source.suffix.lower() == ".csv":
@@ -434,7 +435,16 @@ def load_prepared(folder: str | Path, split: str) -> Dataset:
 
 
 class PreparedVideo:
-    """Clips of a file of [`prepare`] in any order, and all of it as a stream. What is not asked for is not read."""
+    """
+    Clips of a file of [`prepare`] in any order, and all of it as a stream. What is not asked for is not read.
+
+    Args:
+        path: the file.
+        processor: cuts the clips; of the rate of sound, the cut and the size that the file was made for.
+
+    Raises:
+        ValueError: if it is no such file, or was made for another rate, cut or size.
+    """
 
     def __init__(self, path: str | Path, processor: JCAProcessor):
         table, facts = open_prepared(path)
@@ -484,7 +494,8 @@ class PreparedVideo:
         return self.crops[int(frame)].as_py()
 
     def shows(self, modality: str, ends: np.ndarray) -> np.ndarray:
-        """Whether the clips that end with grid frames `ends` `(clips,)` hold a face (`"video"`) or sound (`"audio"`)."""
+        """Whether the clips that end with grid frames `ends` `(clips,)` hold a face (`"video"`) or sound (`"audio"`):
+        `(clips,)` bool."""
         low = ends - self.processor.span + 1
         if modality == "video":
             count = np.concatenate([[0], np.cumsum(self.has_crop[self.nearest])])

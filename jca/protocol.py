@@ -173,6 +173,9 @@ def nested_folds(train: Dataset, validation: Dataset, num_folds: int = 6) -> lis
     """
     [`cross_validation`] in which nothing is selected by what is reported: for each fold the rows to train on, those to
     select by, which are the held-out part of the next fold, and those to report.
+
+    Raises:
+        ValueError: if there are fewer than 3 folds.
     """
     if num_folds < 3:
         raise ValueError(

@@ -241,7 +241,8 @@ def load_splits(recipe: Recipe, fold: int | None = None) -> tuple[Dataset, Datas
             both selected by and reported.
 
     Raises:
-        CorpusError: if the data is not prepared; ValueError: if splits share a subject, or there is no such fold.
+        CorpusError: if the data is not prepared.
+        ValueError: if splits share a subject, or there is no such fold.
     """
     train, validation = (load_prepared(recipe.data.root, split) for split in ("train", "validation"))
     if fold is None:

@@ -140,7 +140,7 @@ def validate_submission(
         sample: the organisers' sample file: its rows must be there in its order, and no others.
         num_frames: frames of each video: rows 1, ..., n of these videos must be there, and no others.
 
-        With neither, the frames of a video must be 1, 2, ... without a hole; with both, both must hold.
+    With neither of the two, the frames of a video must be 1, 2, ... without a hole; with both, both must hold.
     """
     videos = {}
     rows, problems = _read(path, videos)

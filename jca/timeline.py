@@ -97,6 +97,10 @@ class Timeline:
         The rows of one file, or an iterator over them that is read as it comes: what is kept are 60 bytes a row. Keys that
         the pipeline does not give are left out. `fps` is that of the usual step between frames, 30 for a single frame.
 
+        Args:
+            rows: as the pipeline gives them.
+            name: of the media file.
+
         Raises:
             ValueError: if there is no row, if one lacks a key or a number, if a face has two rows of one frame, or if time
                 runs backwards.
@@ -257,7 +261,7 @@ class Timeline:
         `faces`, an entry for each face and one with `face` None for the time in which nobody is seen:
 
         - `seconds`: for which it has rows; `share_detected` of them it was detected in;
-        - `quadrants`: the share of them in each of [`QUADRANTS`]; zero counts as positive;
+        - `quadrants`: the share of them in each of `QUADRANTS`; zero counts as positive;
         - `valence` and `arousal`: `mean`, `std`, `min`, `max` over time, and `peaks`, at most `num_peaks` local maxima and
           minima by prominence (how far the series turns back on both sides before it goes beyond them), in the order of
           time: `time`, `value`, `prominence` and `type`.
@@ -300,7 +304,7 @@ class Timeline:
 
     def save(self, path: str | Path, **options: Any) -> None:
         """
-        Write the format that the suffix of `path` says, see [`FORMATS`], whole or not at all.
+        Write the format that the suffix of `path` says, see `FORMATS`, whole or not at all.
 
         Args:
             options: of the method that writes it, such as `interval`.
@@ -331,8 +335,8 @@ class Timeline:
         return pd.DataFrame(columns)
 
     def to_csv(self, path: str | Path) -> None:
-        """A line for each row, as in [`to_pandas`] with six decimals (of a box: two), flags 0 or 1, and empty cells for what
-        there is not."""
+        """Write `path`: a line for each row, as in [`Timeline.to_pandas`] with six decimals (of a box: two), flags 0 or 1,
+        and empty cells for what there is not."""
         table = self.to_pandas()
         table = table.astype({name: "float64" for name in table.columns if table[name].dtype == np.float32})
         table = table.astype({"face_detected": "int64", "audio_present": "int64"})
@@ -342,16 +346,16 @@ class Timeline:
     @classmethod
     def read_csv(cls, path: str | Path) -> "Timeline":
         """
-        What [`to_csv`] wrote, named after the file.
+        What [`Timeline.to_csv`] wrote to `path`, named after the file.
 
         Raises:
-            ValueError: with the line, if a cell is no number; see also [`from_rows`].
+            ValueError: with the line, if a cell is no number; see also [`Timeline.from_rows`].
         """
         with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a byte order mark in front
             return cls.from_rows(_csv_rows(csv.DictReader(file), path), Path(path).stem)
 
     def to_jsonl(self, path: str | Path) -> None:
-        """A JSON object for each row, with the pipeline's keys, in a line of its own."""
+        """Write `path`: a JSON object for each row, with the pipeline's keys, in a line of its own."""
 
         def write(part: Path) -> None:
             with open(part, "w", encoding="utf-8", newline="\n") as file:
@@ -362,16 +366,17 @@ class Timeline:
     @classmethod
     def read_jsonl(cls, path: str | Path) -> "Timeline":
         """
-        What [`to_jsonl`] wrote, named after the file.
+        What [`Timeline.to_jsonl`] wrote to `path`, named after the file.
 
         Raises:
-            ValueError: with the line, if one is no JSON; see also [`from_rows`].
+            ValueError: with the line, if one is no JSON; see also [`Timeline.from_rows`].
         """
         with open(path, encoding="utf-8") as file:
             return cls.from_rows(_json_rows(file, path), Path(path).stem)
 
     def to_parquet(self, path: str | Path) -> None:
-        """A table with the pipeline's columns, `box` a list of four; `name` and `fps` are metadata of its schema."""
+        """Write `path`: a table with the pipeline's columns, `box` a list of four; `name` and `fps` are metadata of its
+        schema."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -390,10 +395,10 @@ class Timeline:
     @classmethod
     def read_parquet(cls, path: str | Path) -> "Timeline":
         """
-        What [`to_parquet`] wrote.
+        What [`Timeline.to_parquet`] wrote to `path`.
 
         Raises:
-            ValueError: if it is no Parquet file; see also [`from_rows`].
+            ValueError: if it is no Parquet file; see also [`Timeline.from_rows`].
         """
         from pyarrow import parquet
 
@@ -405,8 +410,8 @@ class Timeline:
 
     def to_webvtt(self, path: str | Path, interval: float = 1.0) -> None:
         """
-        Subtitles for web players: a cue for every `interval` seconds, with a line for each face that is seen in it, or one
-        that says `voice only`: the means of valence and arousal, and their quadrant.
+        Write `path`, subtitles for web players: a cue for every `interval` seconds, with a line for each face that is seen
+        in it, or one that says `voice only`: the means of valence and arousal, and their quadrant.
 
         Raises:
             ImportError: without pysubs2.
@@ -415,14 +420,20 @@ class Timeline:
         self._write_subtitles(path, "vtt", interval)
 
     def to_srt(self, path: str | Path, interval: float = 1.0) -> None:
-        """Subtitles for any player, see [`to_webvtt`]."""
+        """
+        Write `path`, subtitles for any player, as [`Timeline.to_webvtt`] with its `interval`.
+
+        Raises:
+            ImportError: without pysubs2.
+            ValueError: if `interval` is not positive.
+        """
         self._write_subtitles(path, "srt", interval)
 
     def to_elan(self, path: str | Path, interval: float = 1.0) -> None:
         """
-        An annotation document of ELAN, linked to the file `name` beside it. Each face has the tiers `face 0 valence`,
-        `face 0 arousal` (means over `interval` seconds) and `face 0 quadrant`; where nobody is seen they begin with
-        `voice only`.
+        Write `path`, an annotation document of ELAN, linked to the file `name` beside it. Each face has the tiers
+        `face 0 valence`, `face 0 arousal` (means over `interval` seconds) and `face 0 quadrant`; where nobody is seen they
+        begin with `voice only`.
 
         Raises:
             ImportError: without pympi-ling.
@@ -442,7 +453,8 @@ class Timeline:
 
     def to_textgrid(self, path: str | Path, interval: float = 1.0) -> None:
         """
-        A TextGrid of Praat with the tiers of [`to_elan`]; intervals outside of a face's presence are empty.
+        Write `path`, a TextGrid of Praat with the tiers of [`Timeline.to_elan`] and its `interval`; outside of a face's
+        presence they are empty.
 
         Raises:
             ImportError: without pympi-ling.
@@ -543,7 +555,7 @@ class Timeline:
 
 
 def quadrant(valence: np.ndarray | float, arousal: np.ndarray | float) -> np.ndarray:
-    """Indices into [`QUADRANTS`], of the shape of the two; zero counts as positive."""
+    """Indices `(rows,)` into `QUADRANTS`, of valence `(rows,)` and arousal `(rows,)` or numbers; zero counts as positive."""
     right = np.greater_equal(valence, 0)
     return np.where(np.greater_equal(arousal, 0), np.where(right, 0, 1), np.where(right, 3, 2))
 

@@ -38,6 +38,9 @@ class ClipDataset(torch.utils.data.Dataset):
         rows: of [`load_prepared`].
         modality: `"video"` or `"audio"`; the other is not read.
         hop: frames between the ends of the clips.
+
+    Raises:
+        ValueError: if no labelled clip shows the modality.
     """
 
     def __init__(self, rows: Dataset, processor: JCAProcessor, modality: str, hop: int):
