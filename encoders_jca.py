@@ -306,7 +306,8 @@ class TCNBlock(nn.Module):
 
 class TCN(nn.Sequential):
     """Temporal convolutional network (Bai et al., arXiv 1803.01271), `(batch, channels[0], steps)` to `(batch, channels[-1],
-    steps)`: a level for each further number of channels, of which level i dilates by 2^i."""
+    steps)`: a level for each further number of `channels`, of which level i dilates by 2^i, with kernels of `kernel_size`
+    steps and `dropout` in [0, 1] after each convolution."""
 
     def __init__(self, channels: list[int], kernel_size: int, dropout: float):
         super().__init__(

@@ -320,7 +320,7 @@ class BidirectionalLSTM(nn.Module):
     """
     Two bidirectional LSTM layers beside their input, projected and normalised: `(batch, clips, in)` to `(batch, clips,
     out)`. The U-BLSTM and J-BLSTM of recursive joint attention (ICASSP 2023) as the authors' code has them: the initial
-    states are learnt, the output is `normalise(W [input; LSTM(input)] + b)`.
+    states are learnt, the output is `normalise(W [input; LSTM(input)] + b)`; `dropout`, in [0, 1], between the layers.
     """
 
     def __init__(self, in_size: int, out_size: int, dropout: float = 0.0):

@@ -433,12 +433,12 @@ class WindowBuffer:
         self.shown.append(Shown(seconds, seen, picture is not None))
 
     def add_audio(self, seconds: float, samples: np.ndarray) -> None:
-        """Take samples `(n,)` that begin at a time (s)."""
+        """Take samples `(n,)` that begin at `seconds`."""
         self.has_sound = True
         self.sound.write(round(seconds * self.rate), np.nan_to_num(samples))
 
     def add_frame(self, seconds: float, picture: Any) -> None:
-        """Take the picture that is shown from a time (s) on."""
+        """Take the picture that is shown from `seconds` on."""
         if self.origin is None:
             self.origin = seconds
         else:  # a grid frame shows the frame that is nearest in time, as `nearest_frames`

@@ -88,7 +88,18 @@ def make_augmentation(
     feature_noise: float = 0.0,
     tracks: bool = False,
 ) -> Callable[[Batch], Batch]:
-    """What training does to each batch: see [`augment_crops`], [`drop_modality`] and [`add_feature_noise`]."""
+    """
+    What training does to each batch.
+
+    Args:
+        video_processor, tracks: of [`augment_crops`].
+        crops: whether [`augment_crops`] is done.
+        modality_dropout: probability of [`drop_modality`], in [0, 1].
+        feature_noise: level of [`add_feature_noise`], a factor on the standard deviation.
+
+    Raises:
+        ImportError: see [`augment_crops`].
+    """
     change_crops = augment_crops(video_processor, tracks) if crops else None
 
     def apply(batch: Batch) -> Batch:

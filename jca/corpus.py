@@ -132,8 +132,8 @@ def make_row(
     recording: str | None = None,
     notes: Iterable[str] = (),
 ) -> dict:
-    """A row of a corpus from labels `(frames, 2)`, -5 where not annotated. Without a name, the subject is that of the
-    annotation and the recording that of the media file."""
+    """A row of a corpus, as `ROW` says, from labels `(frames, 2)`, -5 where not annotated, at `fps` frames a second. Without
+    a name, the subject is that of the annotation and the recording that of the media file."""
     return {
         "video_id": video_id,
         "subject": subject or video_id,
@@ -252,7 +252,8 @@ def shift_labels(labels: np.ndarray, fps: float, delay: float | Mapping[str, flo
 
 
 def split_by_length(lengths: Sequence[float], num_parts: int) -> list[list[int]]:
-    """Indices of items in `num_parts` parts of nearly the same total length: longest first, each to the shortest part."""
+    """Indices of items of these `lengths`, of any unit, in `num_parts` parts of nearly the same total length: longest first,
+    each to the shortest part."""
     parts, totals = [[] for _ in range(num_parts)], [0.0] * num_parts
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         shortest = totals.index(min(totals))

@@ -180,7 +180,8 @@ def corrupt_window(window: Mapping[str, Any], corruptions: Sequence[Corruption],
 def draw_stretches(end_frames: np.ndarray, share: float, frame_rate: float, rng: np.random.Generator) -> np.ndarray:
     """
     Which of the clips that end with `end_frames` `(clips,)` are drawn, `(clips,)` bool: `share` of them, in stretches of
-    4 s and one that is shorter. With the same generator a larger share has all those of a smaller one.
+    4 s (at `frame_rate` frames a second) and one that is shorter. With the same generator a larger share has all those of a
+    smaller one.
     """
     length = STRETCH_SECONDS * frame_rate
     stretch = ((end_frames + rng.uniform(0, length)) // length).astype(int)
@@ -277,7 +278,8 @@ def missing_curve(
     shares: Sequence[float] = SHARES,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """The `jca.evaluation.evaluate` of a model for each share of clips that lack a modality, and `share` beside it."""
+    """The [`jca.evaluation.evaluate`] of a model for each of `shares`, in [0, 1], of clips that lack a modality, and `share`
+    beside it."""
     curve = []
     for share in shares:
         missing = Corruption(modality, "missing", share, seed)
@@ -287,7 +289,7 @@ def missing_curve(
 
 
 def curve_table(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """CCC over the share missing as a Markdown table, from a [`missing_curve`] for each modality."""
+    """CCC over the share missing as a Markdown table; `curves` are a [`missing_curve`] for each modality, by its name."""
     names = [name for name in next(iter(curves.values()))[0] if name.startswith("ccc_")] + ["ccc"]
     titles = [name.removeprefix("ccc_") if name != "ccc" else "mean" for name in names]
     heads = [f"{title} without {modality}" for modality in curves for title in titles]

@@ -54,7 +54,16 @@ def predict_windows(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> list[np.ndarray]:
-    """Outputs of every frame of every row of `windows`, `(frames, outputs)` each, by the pipeline's `timeline`."""
+    """
+    Outputs of every frame of every row of `windows`, `(frames, outputs)` each, by the pipeline's [`pipeline_jca.timeline`].
+
+    Args:
+        frame_rate, smoothing: frames a second of the grid, and frames of the moving average, see there.
+        batch_size, num_workers: windows that go through the model together, and processes that read them.
+
+    Raises:
+        ValueError: for what is no smoothing.
+    """
     logits, ends = outputs(model, windows, batch_size, num_workers), windows.ends
     names = list(model.config.id2label.values())
     return [
@@ -80,7 +89,16 @@ def predict(
 ) -> list[np.ndarray]:
     """
     Valence and arousal of every frame of every video, `(frames, outputs)` each, from rows of `extract_features`: what the
-    pipeline gives for the same files, with the same windows and the same `timeline`.
+    pipeline gives for the same files, with the same windows and the same [`pipeline_jca.timeline`].
+
+    Args:
+        features: rows of [`extract_features`].
+        hop: grid frames between the ends of the clips, of which the features are.
+        smoothing: frames of the moving average, see [`pipeline_jca.timeline`].
+        batch_size: windows that go through the model together.
+
+    Raises:
+        ValueError: for what is no smoothing.
     """
     windows = WindowDataset(features, processor, hop)
     return predict_windows(model, windows, processor.frame_rate, smoothing, batch_size)
@@ -100,6 +118,9 @@ def score_windows(
 
     Args:
         labels: `(frames, outputs)` of each row.
+        frame_rate: frames a second of the grid.
+        names: of the outputs.
+        num_workers: processes that read windows.
         pictures: file for a picture of predictions beside labels; without Matplotlib there is none.
     """
     batch_size = 64 if isinstance(windows, WindowDataset) else 1

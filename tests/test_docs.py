@@ -498,16 +498,30 @@ def test_what_is_told_of_arguments_is_of_arguments(name):
             assert {one for names in told for one in names.split(", ")} <= {*function.parameters()}, place
 
 
+def arguments_not_told(function: Function) -> list[str]:
+    text = "".join(one.text() for one in (function, *referred(function, function.prose())))
+    return [name for name in function.parameters() if not re.search(rf"\b{name}\b", text)]
+
+
 def test_every_argument_of_what_the_package_gives_is_told():
     given = {f"{value.__module__}.{name}" for name in jca.__all__ if callable(value := getattr(jca, name))}
     told = {}
     for place, function in FUNCTIONS.items():
         written = ast.get_docstring(function.node) or function.node.name == "__init__"  # else it is Transformers'
         if written and {place, place.rpartition(".")[0]} & given:
-            text = "".join(one.text() for one in (function, *referred(function, function.prose())))
-            told[place] = [name for name in function.parameters() if not re.search(rf"\b{name}\b", text)]
+            told[place] = arguments_not_told(function)
     assert {place: missing for place, missing in told.items() if missing} == {}
     assert len(told) > 60
+
+
+@pytest.mark.parametrize("name", all_but("jca.synthetic"))
+def test_every_argument_that_has_a_unit_is_told(name):
+    """Where a float is spoken of, its unit is a word away; no word at all is a certain gap."""
+    told = {}
+    for place, function in of_module(name).items():
+        floats = {one for one, type_ in function.parameters().items() if type_ and "float" in ast.unparse(type_)}
+        told[place] = floats & {*arguments_not_told(function)}
+    assert {place: missing for place, missing in told.items() if missing} == {}
 
 
 # The notebook ----------------------------------------------------------------------------------------------------------
