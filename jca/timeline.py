@@ -385,8 +385,9 @@ class Timeline:
             if name == "face":
                 columns[name] = pa.array(column, mask=column < 0)
             elif name == "box":
-                missing = pa.array(np.isnan(column).any(axis=1))
-                columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(column.ravel()), 4, mask=missing)
+                missing, ends = pa.array(np.isnan(column).any(axis=1)), np.arange(0, column.size + 1, 4, np.int32)
+                # no lists of a fixed size: pyarrow 25 writes those with nulls so that it can not read them
+                columns[name] = pa.ListArray.from_arrays(ends, pa.array(column.ravel()), mask=missing)
             else:
                 columns[name] = pa.array(column, from_pandas=True)  # NaN is null
         table = pa.table(columns).replace_schema_metadata({"name": self.name, "fps": repr(self.fps)})

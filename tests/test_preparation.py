@@ -248,7 +248,8 @@ def test_a_picture_that_is_damaged_keeps_its_place(tmp_path):
     processor = JCAProcessor(video_processor=JCAVideoProcessor(size=40, faces="center"))
     prepare({"train": corpus_of(path)}, tmp_path / "prepared", processor)
     video = PreparedVideo(tmp_path / "prepared/train/a.arrow", processor)
-    assert np.flatnonzero(~video.has_crop).tolist() == [20, 59]
+    lost = np.flatnonzero(~video.has_crop).tolist()
+    assert lost in ([20, 59], [20, 58, 59])  # PyAV 17, the last for Python 3.10, loses 58 with what follows it
     np.testing.assert_allclose(video.times, np.arange(60) / 30, atol=1e-3)
 
 
