@@ -44,7 +44,11 @@ def smooth(values: np.ndarray, times: np.ndarray, size: int, frame_rate: float =
     ends to 0. Here the size is odd and at the ends the average is over the frames that there are.
 
     Args:
-        values (`np.ndarray` of shape `(frames,)`), times (`np.ndarray` of shape `(frames,)`): seconds, rising.
+        values (`np.ndarray` of shape `(frames,)`): a series.
+        times (`np.ndarray` of shape `(frames,)`): seconds, rising.
+
+    Returns:
+        `np.ndarray` of shape `(frames,)`.
 
     Raises:
         ValueError: if `size` is not an odd number of at least 1.
@@ -106,6 +110,9 @@ def timeline(
         names (`list[str]`): of the outputs.
         smoothing (`int`, `dict[str, int]` or `"paper"`, *optional*): frames of the moving average, see [`smooth`]; one
             for all outputs or one for each by name. `"paper"` is 21 for valence and 51 for arousal.
+
+    Raises:
+        ValueError: if `smoothing` is no odd number of frames, or of an output that there is not.
     """
     out = clips_to_frames(values, end_frames, times, frame_rate).clip(-1, 1)
     return smooth_all(out, times, names, frame_rate, smoothing_sizes(names, smoothing))
@@ -124,6 +131,9 @@ def timeline_rows(
         outputs: of each window of `JCAProcessor.windows` in their order: `values` `(clips, outputs)` beside its `face`,
             `end_frames` and `rows`.
         names, frame_rate, smoothing: see [`timeline`].
+
+    Raises:
+        ValueError: see [`timeline`].
     """
     sizes = smoothing_sizes(names, smoothing)
     half = max(sizes.values()) / 2 / frame_rate if sizes else 0.0  # seconds that the average looks ahead and back
@@ -265,6 +275,10 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
                 computation and of sound that comes late (0.5 s are waited for). It depends on nothing later: the fusion sees
                 the newest clip and those before it, an encoder of tracks each clip alone. `smoothing` delays rows by half
                 its length, and a face has rows for a second after it was last seen.
+
+        Raises:
+            TypeError: for an option that there is not.
+            ValueError: if `smoothing` is no odd number of frames; what else, see [`JCAProcessor.windows`].
         """
         reading, _, writing = self._sanitize_parameters(**options)
         reading = {**self._preprocess_params, **reading}

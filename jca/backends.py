@@ -111,6 +111,7 @@ class FastJCAModel(JCAModel):
         return torch.float32
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a ValueError that says what to save instead."""
         raise ValueError(
             "A model that was made for inference is not saved: save the model that it was made of, or copy its exported "
             "folder."

@@ -205,7 +205,7 @@ class Latents:
 
 
 def latents(seed: int, index: int, seconds: float = 32.0, fps: int = 30) -> Latents:
-    """What the `index`-th video of a corpus shows; nothing is rendered."""
+    """What the `index`-th video of a corpus shows in `seconds` at `fps` frames a second; nothing is rendered."""
     rng = _generators(seed, index)[0]
     time = np.arange(round(seconds * fps)) / fps
     # tanh(0.85 x) is nearly the distribution function of x: the values are spread evenly over [-1, 1]
@@ -224,7 +224,7 @@ def _generators(seed: int, index: int) -> list[np.random.Generator]:
 
 
 def wander(rng: np.random.Generator, time: np.ndarray, shortest: float, longest: float) -> np.ndarray:
-    """A smooth random series of variance 1 at `time` (s): waves with periods `shortest` to `longest` (s)."""
+    """A smooth random series `(n,)` of variance 1 at `time` `(n,)` (s): waves with periods `shortest` to `longest` (s)."""
     period = np.exp(rng.uniform(np.log(shortest), np.log(longest), 8))
     return 0.5 * np.sin(2 * np.pi * (time[:, None] / period + rng.uniform(size=8))).sum(1)
 
@@ -232,7 +232,8 @@ def wander(rng: np.random.Generator, time: np.ndarray, shortest: float, longest:
 def stretches(
     rng: np.random.Generator, length: int, rate: int, share: float, seconds: tuple, kinds: int = 1
 ) -> np.ndarray:
-    """`(length,)` int8 at `rate` Hz: stretches as long as `seconds` allow, of a kind in 1..kinds; else 0."""
+    """`(length,)` int8 at `rate` Hz: stretches as long as `seconds` allow, of a kind in 1..kinds, for `share` of the time;
+    else 0."""
     out = np.zeros(length, np.int8)
     gap = sum(seconds) / 2 * (1 - share) / share  # s, mean
     start = rng.uniform(0, gap)
@@ -304,8 +305,8 @@ def speak(
     The synthetic voice.
 
     Returns:
-        waveform: (samples,) float32 in [-1, 1] at `SAMPLING_RATE`, faults included.
-        loudness: (frames,) amplitude of the voice without them, which the mouth follows.
+        waveform: `(samples,)` float32 in [-1, 1] at `SAMPLING_RATE`, faults included.
+        loudness: `(frames,)` amplitude of the voice without them, which the mouth follows.
     """
     frame_time = np.arange(len(truth.valence)) / fps
     num_samples = round(len(frame_time) / fps * SAMPLING_RATE)
@@ -354,7 +355,8 @@ def speak(
 
 
 def between(values: np.ndarray) -> np.ndarray:
-    """`(steps,)` at `CONTROL_RATE` to `((steps - 1) * 441,)` float32 at `SAMPLING_RATE`, straight lines."""
+    """`(steps,)` at `CONTROL_RATE` to `(samples,)` float32 at `SAMPLING_RATE`, 441 for each step but the last: straight
+    lines."""
     values = np.asarray(values, np.float32)
     ramp = np.arange(SAMPLING_RATE // CONTROL_RATE, dtype=np.float32) / (SAMPLING_RATE // CONTROL_RATE)
     return (values[:-1, None] + np.diff(values)[:, None] * ramp).ravel()
@@ -393,7 +395,8 @@ EYE_V, BROW_V, MOUTH_V = -7.0, -19.0, 25.0
 def film(
     subject: SimpleNamespace, truth: Latents, loudness: np.ndarray, fps: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """The frames of the synthetic video, `(HEIGHT, WIDTH, 3)` uint8, faults included."""
+    """The frames of the synthetic video, `(HEIGHT, WIDTH, 3)` uint8, faults included; the mouth follows `loudness`
+    `(frames,)`."""
     face = express(subject, truth, loudness, fps, rng)
     background = draw_background(subject)
     for start in range(0, len(loudness), BATCH):
@@ -552,22 +555,25 @@ def draw_face(canvas: np.ndarray, subject: SimpleNamespace, face: SimpleNamespac
 
 
 def ellipse(u: np.ndarray, v: np.ndarray, half_u: float, half_v: float) -> np.ndarray:
-    """Signed distance (px, negative inside) to an ellipse around 0, nearly."""
+    """Signed distance `(..., rows, columns)` (px, negative inside) of points `u` `(..., rows, columns)`, `v` `(..., rows,
+    columns)` (px) to an ellipse around 0 with the half axes `half_u` and `half_v`, nearly."""
     return (np.sqrt((u / half_u) ** 2 + (v / half_v) ** 2) - 1) * min(half_u, half_v)
 
 
 def box(u: np.ndarray, v: np.ndarray, half_u: float, half_v: float) -> np.ndarray:
-    """Signed distance (px, negative inside) to a rectangle around 0."""
+    """As [`ellipse`], of a rectangle with the half sides `half_u` and `half_v`."""
     return np.maximum(abs(u) - half_u, abs(v) - half_v)
 
 
 def inside(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
-    """Coverage 0..1 of pixels at a signed distance to a shape: an edge `softness` px wide."""
+    """Coverage 0..1 of pixels, `(..., rows, columns)`, at a signed distance `(..., rows, columns)` (px) to a shape: an edge
+    `softness` px wide."""
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def band(v: np.ndarray, top: float | np.ndarray, bottom: float | np.ndarray) -> np.ndarray:
-    """Coverage 0..1 of pixels between two curves."""
+    """Coverage 0..1 of pixels `(..., rows, columns)` at `v` `(..., rows, columns)` between two curves, `top` `(..., 1,
+    columns)` and `bottom` `(..., 1, columns)`, all px."""
     return np.clip(0.5 + np.minimum(v - top, bottom - v), 0, 1)
 
 
@@ -582,8 +588,8 @@ def write_media(
 
     Args:
         frames: gives `(HEIGHT, WIDTH, 3)` uint8 RGB.
-        waveform: (samples,) float32 at `SAMPLING_RATE`.
-        face: (frames,) bool.
+        waveform: `(samples,)` float32 at `SAMPLING_RATE`.
+        face: `(frames,)` bool.
     """
     left, bitexact = (WIDTH - CROP) // 2, "+bitexact"  # no version of the muxer in the file
     # x264's macroblock tree gives other bits from run to run at this small width

@@ -249,6 +249,9 @@ def backward(
         whole: what is optimised is 1 - CCC of all batches as one, and not the mean of their losses. CCC is no mean over
             samples, so all outputs are needed before the first gradient: they are computed without gradients first, the
             gradient of the loss is taken at them, and a second pass carries it through the model, with the same dropout.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
     """
     if not whole:
         total = 0.0
@@ -502,6 +505,9 @@ def train_encoder(recipe: Recipe, modality: str, seed: int = 0, fold: int | None
     Args:
         fold: of a cross-validation; left out, the official split.
         options: `resume` and `log_with` of [`fit`].
+
+    Raises:
+        ValueError: if the stage has ended with other settings, and as [`fit`].
     """
     folder, settings = stage_folder(recipe, f"{modality}_encoder", seed, fold), stage_settings(recipe, modality)
     if _finished(folder, settings):
@@ -570,6 +576,9 @@ def train_fusion(
     Args:
         fold, options: see [`train_encoder`].
         row: name in `jca.recipes.ROWS`, whose changes of the model are made; left out, the recipe's model.
+
+    Raises:
+        ValueError: see [`train_encoder`].
     """
     changes = ROWS[row] if row is not None else {}
     if JCAConfig(**{**recipe.model, **changes}).to_dict() == JCAConfig(**recipe.model).to_dict():
@@ -612,7 +621,13 @@ def train_fusion(
 
 
 def train_end_to_end(recipe: Recipe, seed: int = 0, fold: int | None = None, **options: Any) -> Path:
-    """Stage four: all of the model of stage three, on pixels and sound. Returns its folder; see [`train_encoder`]."""
+    """
+    Stage four: all of the model of stage three, on pixels and sound. Returns its folder; see [`train_encoder`].
+
+    Raises:
+        FileNotFoundError: if stage three has not ended.
+        ValueError: see [`train_encoder`].
+    """
     folder, start = (stage_folder(recipe, name, seed, fold) for name in ("end_to_end", "fusion"))
     if not _finished(start, {}):
         raise FileNotFoundError(f"{start} holds no trained fusion: train the stage 'fusion' first.")

@@ -470,19 +470,13 @@ def of_module(name: str) -> dict[str, Function]:
     return {place: function for place, function in FUNCTIONS.items() if function.module == name}
 
 
-def all_but(*incomplete: str) -> list:
-    """The modules, of which some have functions that do not say all of it yet. One that says it is taken out here."""
-    later = pytest.mark.xfail(reason="docstrings to be completed", strict=True)
-    return [pytest.param(name, marks=[later] if name in incomplete else []) for name in MODULES]
-
-
-@pytest.mark.parametrize("name", all_but("pipeline_jca", "jca.synthetic", "jca.training"))
+@pytest.mark.parametrize("name", MODULES)
 def test_every_array_has_its_shape(name):
     missing = {place: arrays_without_shape(function) for place, function in of_module(name).items()}
     assert {place: arrays for place, arrays in missing.items() if arrays} == {}
 
 
-@pytest.mark.parametrize("name", all_but("pipeline_jca", "jca.backends", "jca.training"))
+@pytest.mark.parametrize("name", MODULES)
 def test_every_error_is_told(name):
     missing = {place: errors_not_told(function) for place, function in of_module(name).items()}
     assert {place: errors for place, errors in missing.items() if errors} == {}
@@ -514,7 +508,7 @@ def test_every_argument_of_what_the_package_gives_is_told():
     assert len(told) > 60
 
 
-@pytest.mark.parametrize("name", all_but("jca.synthetic"))
+@pytest.mark.parametrize("name", MODULES)
 def test_every_argument_that_has_a_unit_is_told(name):
     """Where a float is spoken of, its unit is a word away; no word at all is a certain gap."""
     told = {}
