@@ -193,6 +193,11 @@ def _join(clips: Mapping[int, Mapping[str, torch.Tensor]], ends: Iterable[int]) 
 def read_ahead(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The same items; a thread makes the next one while the caller works with one. What it raises comes in its place."""
     with ThreadPoolExecutor(1) as thread:
+        num_threads = torch.get_num_threads()
+        # its operations are small: on several threads of PyTorch they would wait for those of the caller's
+        thread.submit(torch.get_num_threads).result()  # which also takes the number for this thread, once and for all
+        thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(num_threads)  # of threads to come; for those that are there the above changed nothing
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)

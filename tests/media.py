@@ -1,14 +1,30 @@
 """Small real media files, written by PyAV."""
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """SVT-AV1, where root runs it, leaves the thread that encodes with real-time priority, and with it all that this starts:
+    everything else on the machine would wait. Here the thread is afterwards as before."""
+    if not hasattr(os, "sched_setscheduler"):  # not on Linux
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def write_video(
@@ -111,7 +127,7 @@ def write_media(
     (48 kHz mono) from `audio_start` (s); `rotation` in degrees counterclockwise; `aspect` of a pixel; `more(output)` adds
     to the container.
     """
-    with av.open(str(path), "w", format=container, options=container_options or {}) as output:
+    with usual_priority(), av.open(str(path), "w", format=container, options=container_options or {}) as output:
         video = output.add_stream(
             codec, rate=round(1 / clock) if clock > Fraction(1, 100) else 30, options=options or {}
         )

@@ -20,7 +20,7 @@ import av
 import media
 import numpy as np
 import pytest
-from media import CLAP_SECONDS, CLAPPING, RATE, boxes, clap, dark, joined, weave, write_media
+from media import CLAP_SECONDS, CLAPPING, RATE, boxes, clap, dark, joined, usual_priority, weave, write_media
 
 from media_jca import Waveform, decode, decode_picture, display_size, upright
 from sources_jca import (
@@ -172,7 +172,7 @@ def test_limit_of_a_pipe_in_the_middle(tmp_path):
 
 def picture_bytes(codec, container, pix_fmt, more=lambda output: None):
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
+    with usual_priority(), av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
         output.mux(stream.encode(av.VideoFrame.from_ndarray(noise(0), format="rgb24")))
@@ -188,6 +188,14 @@ PICTURES = {
     "tiff": ("tiff", "image2pipe", "rgb24"),
     "avif": ("libsvtav1", "avif", "yuv420p"),
 }
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="priorities of this kind are Linux's")
+def test_files_are_made_at_the_usual_priority():
+    """Where root runs SVT-AV1, all tests after it would go before everything else on the machine."""
+    before = os.sched_getscheduler(0)
+    picture_bytes(*PICTURES["avif"])
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize("kind", PICTURES)

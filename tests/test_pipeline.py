@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -212,6 +213,24 @@ def test_one_window_is_read_while_another_is_computed():
     assert not made[2].is_set()
     assert closed.is_set()
     assert threading.active_count() == before
+
+
+def test_reading_takes_one_thread_and_leaves_the_others_theirs():
+    before, threads = torch.get_num_threads(), []
+
+    def windows():
+        threads.append(torch.get_num_threads())
+        yield {}
+
+    torch.set_num_threads(3)
+    try:
+        assert list(read_ahead(windows())) == [{}]
+        assert threads == [1]
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_reading_raises_comes_after_what_was_read(pipe, video):

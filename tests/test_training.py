@@ -301,7 +301,8 @@ def test_the_metrics_file_says_where_its_numbers_come_from(tmp_path):
     result = train_toy(tmp_path, num_epochs=1)
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(result))
     assert {"time", "commit", "versions", "hardware", "seed", "seconds", "settings"} <= set(result)
-    assert result["versions"]["torch"] == torch.__version__
+    installed, said = torch.__version__, result["versions"]["torch"]
+    assert said.partition("+")[0] == installed.partition("+")[0]  # of the name of the build, one may know nothing
 
 
 def test_gradient_of_a_whole_accumulated_batch():
