@@ -300,7 +300,7 @@ def test_metrics_for_others_have_no_paths_of_the_machine(tmp_path, monkeypatch):
             "root": "../zoe/prepared",
             "encoders": {"video": "/srv/zoe/videomae", "audio": "facebook/wav2vec2-base"},
         },
-        "history": [{"ccc": 0.5, "where": "/tmp/zoe"}],
+        "history": [{"ccc": 0.5, "where": "/srv/zoe"}],
         "fold": None,
     }
     assert public_metrics(private) == {
