@@ -28,7 +28,6 @@ from huggingface_hub.dataclasses import strict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -174,30 +173,6 @@ def check_features(features: torch.Tensor, expected: torch.Tensor, precision: st
 # PyTorch -------------------------------------------------------------------------------------------------------------
 
 
-class FactoredConv(nn.Conv3d):
-    """A convolution over space or over time alone as a 2-D one, for which PyTorch's float32 kernels on a CPU are faster. In
-    channels-last memory, which it gives, neither view copies."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.kernel_size[0] == 1:
-            frames = hidden_states[:, :, :: self.stride[0]].transpose(1, 2)
-            pictures = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            out = F.conv2d(pictures, self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
-            return out.unflatten(0, frames.shape[:2]).transpose(1, 2)
-        columns = hidden_states.flatten(3)
-        out = F.conv2d(columns, self.weight[..., 0], self.bias, (self.stride[0], 1), (self.padding[0], 0))
-        return out.unflatten(3, hidden_states.shape[3:])
-
-    @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether a module is such a convolution."""
-        if type(module) is not nn.Conv3d or module.groups > 1 or set(module.dilation) != {1}:
-            return False
-        space = module.kernel_size[0] == 1 and module.padding[0] == 0
-        time = module.kernel_size[1:] == module.stride[1:] == (1, 1) and module.padding[1:] == (0, 0)
-        return module.padding_mode == "zeros" and (space or time)
-
-
 def fold_batch_norm(encoder: ClipEncoder, clips: torch.Tensor) -> torch.Tensor:
     """Put every batch normalisation that reads a convolution's output into that convolution, in place: which these are is
     seen on `clips`, whose features it returns."""
@@ -237,8 +212,8 @@ def optimize(model: JCAModel, processor: JCAProcessor, dtype: torch.dtype | str 
     """
     A copy of a model for inference with PyTorch, on the model's device; the model stays as it is.
 
-    Batch normalisation is folded into the convolutions. In bfloat16 their memory is channels-last; in float32 convolutions
-    over space or time alone are computed as 2-D ones. The fusion stays in float32.
+    Batch normalisation is folded into the convolutions, whose memory is channels-last in bfloat16. The fusion stays in
+    float32.
 
     ```python
     pipe.model = optimize(pipe.model, pipe.processor)
@@ -262,11 +237,7 @@ def optimize(model: JCAModel, processor: JCAProcessor, dtype: torch.dtype | str 
         encoder, clips = getattr(model, f"{modality}_encoder"), example_clips(processor, modality).to(model.device)
         run = ClipEncoder(encoder).eval()
         expected = fold_batch_norm(run, clips)
-        if name == "float32":
-            for module in run.modules():
-                if clips.device.type == "cpu" and FactoredConv.fits(module):
-                    module.__class__ = FactoredConv
-        else:
+        if name == "bfloat16":
             run.bfloat16()
             for parameter in run.parameters():
                 if parameter.ndim > 3:

@@ -174,53 +174,6 @@ def test_optimized_encoders_compute_the_same(video_config, dtype):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_convolutions_over_space_or_time_are_2d_in_float32(model):
-    def count(m, kind):
-        return sum(isinstance(module, kind) for module in m.modules())
-
-    factored = count(model, nn.Conv3d)
-    assert count(optimize(model, tiny_processor(), "float32"), backends.FactoredConv) == factored > 8
-    assert count(optimize(model, tiny_processor(), "bfloat16"), backends.FactoredConv) == 0
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ((1, 3, 3), (2, 2, 2), (0, 1, 1)),
-        ((1, 7, 7), (1, 2, 2), (0, 3, 3)),
-        ((3, 1, 1), (2, 1, 1), (1, 0, 0)),
-        ((1, 1, 1), (2, 2, 2), 0),
-        ((5, 1, 1), 1, (2, 0, 0)),
-    ],
-)
-def test_factored_convolution(settings):
-    plain = nn.Conv3d(3, 5, *settings)
-    assert backends.FactoredConv.fits(plain)
-    factored = backends.FactoredConv(3, 5, *settings)
-    factored.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 8, 11, 12)
-    torch.testing.assert_close(factored(x), plain(x))
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(factored(x), plain(x))
-
-
-@pytest.mark.parametrize(
-    "convolution",
-    [
-        nn.Conv3d(3, 3, 3),
-        nn.Conv3d(3, 3, (3, 1, 1), padding=1),
-        nn.Conv3d(3, 3, (3, 1, 1), stride=2),
-        nn.Conv3d(3, 3, (1, 3, 3), padding=1),
-        nn.Conv3d(3, 3, (1, 3, 3), groups=3),
-        nn.Conv3d(3, 3, (1, 3, 3), dilation=2),
-        nn.Conv3d(3, 3, (1, 3, 3), padding=(0, 1, 1), padding_mode="circular"),
-    ],
-)
-def test_other_convolutions_stay(convolution):
-    assert not backends.FactoredConv.fits(convolution)
-
-
 @torch.no_grad()
 def test_clips_go_through_a_few_at_a_time(model, exported, monkeypatch):
     x, counts = clips()["pixel_values"], []
