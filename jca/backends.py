@@ -36,7 +36,7 @@ from transformers.pipelines import pipeline
 from transformers.utils import cached_file
 
 from configuration_jca import JCAConfig
-from encoders_jca import encode, feature_size
+from encoders_jca import encode, feature_size, sees_pictures
 from modeling_jca import JCAModel
 from pipeline_jca import AudioVisualEmotionPipeline
 from processing_jca import JCAProcessor, JCAVideoProcessor
@@ -49,27 +49,31 @@ DTYPES = {"onnx": ("float32",), "openvino": ("float32", "bfloat16")}  # of each 
 WEIGHTS, CHECK = "fusion.safetensors", "check.safetensors"
 MAX_CLIPS = 64  # to calibrate with
 AT_ONCE = 2**20  # numbers that go through an encoder together on a CPU: beyond the caches every layer waits for memory
-Run = Callable[[torch.Tensor], torch.Tensor]  # clips `(clips, ...)` to features `(clips, size)` in float32
+# clips `(clips, ...)` to features `(clips, size)` in float32; where an encoder sees frame by frame, pictures `(pictures,
+# channels, height, width)` to those of each
+Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 # The model -----------------------------------------------------------------------------------------------------------
 
 
 class ClipEncoder(nn.Module):
-    """An encoder as a function of clips alone: `(clips, ...)` to features `(clips, size)` in float32."""
+    """An encoder as a function of clips or pictures alone, see [`Run`]."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        dtype = next(self.encoder.parameters()).dtype
-        return encode(self.encoder, clips.to(dtype).unsqueeze(1)).squeeze(1).float()
+        clips = clips.to(next(self.encoder.parameters()).dtype)
+        if clips.ndim == 4:  # pictures, each a clip of its own
+            clips = clips.unsqueeze(1)
+        return encode(self.encoder, clips.unsqueeze(1)).squeeze(1).float()
 
 
 class FastEncoder(nn.Module):
     """
-    What stands for an encoder in a model: `run` takes clips `(clips, ...)` to features `(clips, size)`.
+    What stands for an encoder in a model.
 
     Args:
         run: a [`ClipEncoder`] or what calls a graph.
@@ -77,13 +81,15 @@ class FastEncoder(nn.Module):
         reads: name of the model's argument for clips.
         origin: what the features depend on where `run` holds no weights, for the names of kept features.
         tracks: whether `run` holds an encoder that reads tracks.
+        pictures: whether it takes pictures, not clips.
     """
 
-    input_modalities = ("video", "audio")  # clips, never single pictures
-
-    def __init__(self, run: Run, size: int, reads: str, origin: bytes = b"", tracks: bool = False):
+    def __init__(
+        self, run: Run, size: int, reads: str, origin: bytes = b"", tracks: bool = False, pictures: bool = False
+    ):
         super().__init__()
         self.run, self.main_input_name = run, reads
+        self.input_modalities = ("image",) if pictures else ("video", "audio")  # see `sees_pictures`
         self.config = PreTrainedConfig(hidden_size=size, tracks=tracks)
         self.register_buffer("origin", torch.frombuffer(bytearray(hashlib.sha256(origin).digest()), dtype=torch.uint8))
 
@@ -151,6 +157,11 @@ def example_clips(processor: JCAProcessor, modality: str) -> torch.Tensor:
         crops = rng.integers(0, 256, (1, processor.clip_length, size, size, 3), dtype=np.uint8)
         return processor.video_processor(crops)["pixel_values"]
     return processor.audio_inputs(rng.normal(0, 0.1, (1, processor.clip_samples)).astype(np.float32))
+
+
+def as_read(encoder: nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    """Clips `(clips, ...)` as an encoder's [`Run`] takes them: their pictures one by one if it sees frame by frame."""
+    return clips.flatten(0, 1) if clips.ndim == 5 and sees_pictures(encoder) else clips
 
 
 def check_features(features: torch.Tensor, expected: torch.Tensor, precision: str, what: str) -> float:
@@ -234,7 +245,8 @@ def optimize(model: JCAModel, processor: JCAProcessor, dtype: torch.dtype | str 
         raise ValueError(f'dtype={dtype!r} is not known here: choose "auto", "float32" or "bfloat16".')
     model, encoders = plain_copy(model), {}
     for modality in model.config.modalities:
-        encoder, clips = getattr(model, f"{modality}_encoder"), example_clips(processor, modality).to(model.device)
+        encoder = getattr(model, f"{modality}_encoder")
+        clips = as_read(encoder, example_clips(processor, modality).to(model.device))
         run = ClipEncoder(encoder).eval()
         expected = fold_batch_norm(run, clips)
         if name == "bfloat16":
@@ -245,7 +257,8 @@ def optimize(model: JCAModel, processor: JCAProcessor, dtype: torch.dtype | str 
                     parameter.data = parameter.contiguous(memory_format=layout)
         check_features(run(clips), expected, name, f"PyTorch {torch.__version__}")
         size, tracks = feature_size(encoder.config), getattr(encoder.config, "tracks", False)
-        encoders[modality] = FastEncoder(run, size, encoder.main_input_name, tracks=tracks)
+        pictures = clips.ndim == 4
+        encoders[modality] = FastEncoder(run, size, encoder.main_input_name, tracks=tracks, pictures=pictures)
     return FastJCAModel.assemble(model.config, encoders, fusion_weights(model))
 
 
@@ -326,11 +339,12 @@ class ExportedJCAModel(FastJCAModel):
                 raise
             except Exception as error:  # their own classes
                 raise ValueError(f"backend={config.backend!r} can not open {path}: {error}") from error
-            precision = "int8" if config.precision == "int8" else name
+            precision, clips = "int8" if config.precision == "int8" else name, check[f"{modality}_clips"]
             what = f"{path.name} with backend={config.backend!r}"
-            check_features(run(check[f"{modality}_clips"]), check[f"{modality}_features"], precision, what)
+            check_features(run(clips), check[f"{modality}_features"], precision, what)
             size = feature_size(getattr(config, f"{modality}_config"))
-            encoders[modality] = FastEncoder(run, size, reads, path.read_bytes() + f"{config.backend} {name}".encode())
+            origin = path.read_bytes() + f"{config.backend} {name}".encode()
+            encoders[modality] = FastEncoder(run, size, reads, origin, pictures=clips.ndim == 4)
         return cls.assemble(config, encoders, load_file(cached_file(source, WEIGHTS, **hub)))
 
 
@@ -392,9 +406,10 @@ def export(
     Write a model as ONNX graphs, and what else [`ExportedJCAModel`] and the pipeline need to open the folder.
 
     `video_encoder.onnx` and `audio_encoder.onnx` take clips `(clips, ...)` as the processor makes them to features `(clips,
-    size)`, `fusion.onnx` takes features `(windows, clips, size)` and masks `(windows, clips)` to outputs `(windows, clips,
-    outputs)`. The numbers of clips and windows are free, but for the clips of a window where the fusion's weights are made
-    for their number.
+    size)`; a video encoder that sees frame by frame takes pictures `(pictures, channels, height, width)`, and the mean of
+    their features is the clip's. `fusion.onnx` takes features `(windows, clips, size)` and masks `(windows, clips)` to
+    outputs `(windows, clips, outputs)`. The numbers of clips and windows are free, but for the clips of a window where the
+    fusion's weights are made for their number.
 
     Args:
         model, processor: that belong together.
@@ -435,12 +450,13 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     check, differences = {}, {}
     for modality in config.modalities:
-        path, run = folder / f"{modality}_encoder.onnx", ClipEncoder(getattr(model, f"{modality}_encoder"))
-        name, first = input_name(processor, modality), clips[modality][:1].contiguous()
+        path, encoder = folder / f"{modality}_encoder.onnx", getattr(model, f"{modality}_encoder")
+        run, name = ClipEncoder(encoder), input_name(processor, modality)
+        first = as_read(encoder, clips[modality][:1]).contiguous()
         features = fold_batch_norm(run, first)
         write_graph(run, (torch.cat([first, first]),), path, [name], "features", ({0: Dim.DYNAMIC},))
         if precision == "int8":
-            quantize(path, name, clips[modality])
+            quantize(path, name, as_read(encoder, clips[modality]))
         fast, _ = OPEN[backend](path, "float32")
         differences[modality] = check_features(fast(first), features, precision, f"{path.name} with {backend=}")
         check |= {f"{modality}_clips": first, f"{modality}_features": features}

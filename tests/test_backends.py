@@ -382,6 +382,43 @@ def test_tracks_are_made_fast_as_tracks(video, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_pictures_are_computed_once(video, tmp_path, int8, monkeypatch):
+    """Encoders that see frame by frame do so in graphs, too: clips share the frames in which they overlap."""
+    plain, processor = trained(video_config={"model_type": "resnet", **RESNET}), tiny_processor()
+    block = processor.inputs(next(processor.windows(video, tracks=True)))
+    sizes, track = processor.track_sizes(8), [block[name] for name in ("pixel_values", "frame_mask", "clip_frames")]
+    shown = int((block["frame_mask"] != 0).sum())
+    export(plain, processor, tmp_path / "new", [video] if int8 else None)
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "as_read", lambda encoder, clips: clips)
+        export(plain, processor, tmp_path / "clips", [video] if int8 else None)  # as folders were before
+    ways = {backend: AutoModel.from_pretrained(tmp_path / "new", backend=backend) for backend in ("onnx", "openvino")}
+    ways["torch"] = optimize(plain, processor, "float32")
+    expected, x = plain.get_track_features(*track, sizes), processor(videos=video)["pixel_values"][:1]
+    for way, fast in ways.items():
+        assert fast.reads_tracks
+        run, seen = fast.video_encoder.run, []
+        rounding = 0.1 if int8 and way != "torch" else ROUNDING["float32"]
+
+        def count(pictures, run=run, seen=seen):
+            seen.append(len(pictures))
+            return run(pictures)
+
+        if way != "torch":  # there it is a module
+            fast.video_encoder.run = count
+        features = fast.get_track_features(*track, sizes)
+        assert (features - expected).norm() <= rounding * expected.norm()
+        assert sum(seen) == (0 if way == "torch" else shown)
+        difference = fast.get_video_features(x) - plain.get_video_features(x)
+        assert difference.norm() <= rounding * plain.get_video_features(x).norm()
+    old = AutoModel.from_pretrained(tmp_path / "clips")
+    assert not old.reads_tracks
+    difference = old.get_video_features(x) - ways["onnx"].get_video_features(x)
+    assert difference.norm() <= (0.1 if int8 else ROUNDING["float32"]) * plain.get_video_features(x).norm()
+
+
+@torch.no_grad()
 def test_a_model_in_bfloat16_is_made_fast_as_well():
     plain, x = trained().bfloat16().float(), clips()
     fast = optimize(copy.deepcopy(plain).bfloat16(), tiny_processor(), "float32")
