@@ -576,13 +576,22 @@ def load_pipeline(
     Raises:
         ImportError, ValueError: if the backend is not installed, is not known, or computes something else here, or if graphs
             are asked for of a model that is not exported.
+        OSError: if there is no such folder or repository, or it holds no model.
     """
     if backend not in (None, "torch", *DTYPES):
         raise ValueError(f"backend={backend!r} is not known. Choose one of torch, {', '.join(DTYPES)}.")
     graphs = {} if backend in (None, "torch") else {"backend": backend}
     if backend == "openvino" and has_bfloat16(torch.device("cpu")):
         graphs["dtype"] = torch.bfloat16
-    if graphs and AutoConfig.from_pretrained(source).model_type != ExportedJCAConfig.model_type:
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:  # the latter of what can not be the name of a repository
+        if Path(source).is_dir():
+            raise
+        raise OSError(
+            f"There is no folder {source}, and no model could be read from the Hub by this name: {error}"
+        ) from error
+    if graphs and config.model_type != ExportedJCAConfig.model_type:
         raise ValueError(f"{source} holds no graphs for {backend=}: scripts/export.py makes a folder of them.")
     processor, model = AutoProcessor.from_pretrained(source), AutoModel.from_pretrained(source, **graphs)
     if backend == "torch":

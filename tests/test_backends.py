@@ -449,6 +449,13 @@ def test_load_pipeline(model, exported, video, rows, tmp_path, backend):
         load_pipeline(tmp_path, "tensorrt")
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OSError, match=r"There is no folder .*nowhere/at all, and no model could be read from the Hub"):
+        load_pipeline(tmp_path / "nowhere/at all")
+    with pytest.raises(ValueError, match="Unrecognized model in"):
+        load_pipeline(tmp_path)
+
+
 def test_script(model_folder, tmp_path):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos/a.mp4", num_frames=40, waveform=0.1 * np.sin(np.arange(60000) / 9))
