@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from measure import add_json, operations, peaks, print_table, seconds
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
 import jca
+from encoders_jca import TimeConv
 from jca.backends import calibration_clips, export, optimize
 from jca.evaluation import predict
 from jca.features import extract_features
@@ -40,8 +42,27 @@ ENCODERS = [  # of a model: the visual encoder's configuration, the size of crop
     (I3D, 224, {"video": "I3D, 8 x 224²"}),
     (MOBILE, 112, {"video": "ResNet-18 of half the width, 8 x 112²"}),
 ]
+PLAIN = "PyTorch float32"
+CONV3D = "PyTorch float32, Conv3d over time"
 COMPILED = "PyTorch float32, torch.compile"
 HOP = 8
+TRACKS = f"tracks at hop {HOP}"
+
+
+class Conv3d(TimeConv):
+    """The same convolution as PyTorch's own 3-D one."""
+
+    def forward(self, hidden_states: torch.Tensor, stride: int | None = None, padding: int = 1) -> torch.Tensor:
+        strides = (stride or self.stride[0], 1, 1)
+        return F.conv3d(hidden_states, self.weight, self.bias, strides, (padding, 0, 0))
+
+
+def as_conv3d(model: jca.JCAModel) -> jca.JCAModel:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, TimeConv):
+            module.__class__ = Conv3d
+    return model
 
 
 def paths(model: jca.JCAModel, processor: jca.JCAProcessor, folder: Path, videos: Sequence[Path]) -> dict:
@@ -52,7 +73,9 @@ def paths(model: jca.JCAModel, processor: jca.JCAProcessor, folder: Path, videos
     def load(precision: str, backend: str, dtype: str = "float32") -> jca.JCAModel:
         return AutoModel.from_pretrained(folder / precision, backend=backend, dtype=dtype)
 
-    ways = {"PyTorch float32": model}
+    ways = {PLAIN: model}
+    if model.config.video_config.model_type == "r2plus1d":
+        ways[CONV3D] = as_conv3d(model)
     if shutil.which("g++"):  # without which Inductor has nothing to compile with
         ways[COMPILED] = copy.deepcopy(model)
         for modality in model.config.modalities:
@@ -90,13 +113,13 @@ def track_runs(model: jca.JCAModel, processor: jca.JCAProcessor, video: Path) ->
         config["video_config"]["tracks"] = True
     tracks = jca.JCAModel(jca.JCAConfig(**config)).eval()
     tracks.load_state_dict(model.state_dict())
-    ways = {"PyTorch float32": tracks}
+    ways = {PLAIN: tracks}
     if config["video_config"].get("tracks"):  # what was made fast reads pictures by the clip
         ways["PyTorch bfloat16, optimize"] = optimize(tracks, processor, "bfloat16")
     block = next(processor.windows(str(video), hop=HOP, tracks=True))
     inputs, sizes = processor.inputs(block), processor.track_sizes(HOP)
     track = [inputs[name] for name in ("pixel_values", "frame_mask", "clip_frames")]
-    runs = {f"{way}, tracks at hop {HOP}": partial(m.get_track_features, *track, sizes) for way, m in ways.items()}
+    runs = {f"{way}, {TRACKS}": partial(m.get_track_features, *track, sizes) for way, m in ways.items()}
     return runs, len(block["end_frames"])
 
 
@@ -115,14 +138,14 @@ def speed(num_clips: int = 4) -> tuple[list[dict], dict]:
             for modality, encoder in encoders.items():
                 inputs = clips[modality][None, :num_clips]
                 runs = {way: partial(getattr(m, f"get_{modality}_features"), inputs) for way, m in ways.items()}
-                plain = runs["PyTorch float32"]()
+                plain = runs[PLAIN]()
                 differences = {way: (run() - plain).abs() / plain.square().mean().sqrt() for way, run in runs.items()}
                 counts = dict.fromkeys(runs, num_clips)
                 if modality == "video" and size == 112:
                     tracks, count = track_runs(model, processor, unseen)
                     runs, counts = runs | tracks, counts | dict.fromkeys(tracks, count)
                 times, work = seconds(runs), {}
-                for way in ("PyTorch float32", f"PyTorch float32, tracks at hop {HOP}"):
+                for way in (PLAIN, f"{PLAIN}, {TRACKS}"):
                     if way in runs:
                         work["tracks" in way] = operations(runs[way]) / counts[way]
                 for way, taken in times.items():
@@ -131,7 +154,7 @@ def speed(num_clips: int = 4) -> tuple[list[dict], dict]:
                         "encoder": encoder,
                         "path": way,
                         "ms a clip": round(1000 * taken, 2),
-                        "ratio": round(taken / times["PyTorch float32"] * num_clips, 3),
+                        "ratio": round(taken / times[PLAIN] * num_clips, 3),
                         "of the peak": round(work["tracks" in way] / taken / reached[precision], 3),
                         "mean difference": "",
                         "max difference": "",
