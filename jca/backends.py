@@ -58,7 +58,8 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ClipEncoder(nn.Module):
-    """An encoder as a function of clips or pictures alone, see [`Run`]."""
+    """An encoder as a function of clips alone: `(clips, ...)` to features `(clips, size)` in float32. Pictures `(pictures,
+    channels, height, width)` are each a clip of its own."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
