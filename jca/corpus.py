@@ -89,6 +89,7 @@ def probe_media(path: str | Path) -> Media:
             float(video.duration * video.time_base) if video.duration else (container.duration or 0) / av.time_base
         )
         counted = len(times) if ended else 0  # an AVI's header counts frames that were dropped too
+        exact = bool(counted or video.frames)
         num_frames = counted or video.frames or round(seconds * fps)
         if audio is None:
             notes.append("no audio")
@@ -100,7 +101,7 @@ def probe_media(path: str | Path) -> Media:
                 early = seconds + _start(video) - _start(audio) - float(audio.duration * audio.time_base)
                 if early > LATE_SECONDS:
                     notes.append(f"audio ends {early:.2f} s before the video")
-    return Media(fps, num_frames, bool(counted or video.frames), notes)
+    return Media(fps, num_frames, exact, notes)
 
 
 def _start(stream: "av.stream.Stream") -> float:
