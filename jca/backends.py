@@ -97,7 +97,8 @@ class FastEncoder(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> BaseModelOutputWithPooling:
         (clips,) = inputs.values()
         at_once = max(1, AT_ONCE // clips[0].numel()) if clips.device.type == "cpu" else len(clips)
-        features = torch.cat([self.run(part) for part in clips.split(at_once)])
+        parts = clips.tensor_split(-(-len(clips) // at_once))  # of one size, since a small one is slower for each clip
+        features = torch.cat([self.run(part) for part in parts])
         return BaseModelOutputWithPooling(pooler_output=features.to(clips.device))
 
     def forward_track(self, frames: torch.Tensor, clip_length: int, hop: int) -> torch.Tensor:
