@@ -339,7 +339,15 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
 
     def _model_inputs(self, window: dict[str, Any]) -> dict[str, Any]:
         place = {"face": window["face"], "end_frames": window["end_frames"].tolist(), "rows": window["rows"]}
-        return {**place, **self.processor.inputs(window)}
+        inputs = self.processor.inputs(window)
+        if self.device.type == "cuda":  # from where a GPU fetches them by itself
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return {**place, **inputs}
+
+    def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
+        if isinstance(inputs, torch.Tensor) and device.type == "cuda":  # outputs, which go back, are waited for
+            return inputs.to(device, non_blocking=True)
+        return super()._ensure_tensor_on_device(inputs, device)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         names = ("is_last", "face", "end_frames", "rows")
