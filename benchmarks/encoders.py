@@ -113,9 +113,7 @@ def track_runs(model: jca.JCAModel, processor: jca.JCAProcessor, video: Path) ->
         config["video_config"]["tracks"] = True
     tracks = jca.JCAModel(jca.JCAConfig(**config)).eval()
     tracks.load_state_dict(model.state_dict())
-    ways = {PLAIN: tracks}
-    if config["video_config"].get("tracks"):  # what was made fast reads pictures by the clip
-        ways["PyTorch bfloat16, optimize"] = optimize(tracks, processor, "bfloat16")
+    ways = {PLAIN: tracks, "PyTorch bfloat16, optimize": optimize(tracks, processor, "bfloat16")}
     block = next(processor.windows(str(video), hop=HOP, tracks=True))
     inputs, sizes = processor.inputs(block), processor.track_sizes(HOP)
     track = [inputs[name] for name in ("pixel_values", "frame_mask", "clip_frames")]

@@ -286,4 +286,8 @@ def test_stretches_of_a_track_are_the_track(steps):
         track = torch.randn(2, 3, steps, 6, 6).double()
         got = convolution(track)
         torch.testing.assert_close(got, nn.Sequential.forward(convolution, track))
+        in_space, weight = nn.Sequential(*list(convolution)[:3])(track), convolution[3].weight
+        torch.testing.assert_close(got, nn.functional.conv3d(in_space, weight, None, (stride, 1, 1), (1, 0, 0)))
+        every_step = convolution(track, stride=1)  # of which a stride leaves some out
+        torch.testing.assert_close(got, every_step[:, :, ::stride])
         assert got.shape[2] == (steps + stride - 1) // stride
