@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded: models an
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose by threads, tenfold beside other work
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# a shell without job control lets what runs in the background ignore Ctrl-C, and all that it starts; some tests send one
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
