@@ -179,6 +179,23 @@ def test_boxes_and_landmarks_depend_little_on_where_the_picture_begins(detector)
     assert abs(np.mean(lopsided)) < 0.013  # of the height of a face
 
 
+@pytest.mark.parametrize(("height", "width"), [(180, 320), (175, 97), (31, 20)])
+def test_levels_on_one_sheet_are_judged_as_by_themselves(height, width):
+    pnet = detection_jca.networks()[0]
+    levels = [torch.randint(0, 256, (1, 3, height // n, width // n), dtype=torch.uint8) for n in (1, 2, 3, 4)]
+    sheet, places = detection_jca.on_one_sheet(levels, margin=4)
+    offsets, scores = pnet(sheet)
+    for level, (rows, columns) in zip(levels, places, strict=True):
+        # the same window at each place, of a level that has nothing beside it
+        alone = torch.zeros(1, 3, rows.stop - rows.start, columns.stop - columns.start, dtype=torch.uint8)
+        alone[:, :, 4 : 4 + level.shape[2], 4 : 4 + level.shape[3]] = level
+        alone_offsets, alone_scores = pnet(alone)
+        rows = slice(rows.start // 2, rows.start // 2 + alone_scores.shape[1])
+        columns = slice(columns.start // 2, columns.start // 2 + alone_scores.shape[2])
+        torch.testing.assert_close(scores[:, rows, columns], alone_scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(offsets[..., rows, columns], alone_offsets, atol=1e-5, rtol=0)
+
+
 def test_a_grey_picture(detector):
     picture = ground(240, 320)
     drawn = draw_face(picture, PEOPLE[0], (160, 120), 150)
