@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo seeds browser page test docs lint release audit lock clean
+.PHONY: help install demo seeds browser page test docs lint release audit benchmarks lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -68,6 +68,16 @@ audit:  ## known vulnerabilities of the versions that are locked for this Python
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
 	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
+
+# those that need no GPU and no trained model
+TABLES := fusions/loop fusions/growth fusions/parameters data/listing data/extraction data/epoch training/loops \
+  training/processes encoders/speed pipeline/stages pipeline/speed pipeline/memory
+benchmarks: install  ## the tables of benchmarks/, as JSON too in build/benchmarks: an hour of two cores that do nothing else
+	mkdir -p $(addprefix build/benchmarks/,$(sort $(dir $(TABLES))))
+	set -e; for table in $(TABLES); do \
+	  echo; echo "python benchmarks/$${table%/*}.py $${table#*/}"; \
+	  $(BIN)/python benchmarks/$${table%/*}.py $${table#*/} --json build/benchmarks/$$table.json; \
+	done
 
 lock:  ## choose versions anew (needs uv)
 	echo 'torch==2.13.0' > constraints.tmp
