@@ -86,9 +86,9 @@ def peaks(folder: Path, layers: int = 24, size: int = 1024) -> dict[str, float]:
 def timed(function: Callable, clock: Callable[[], float], spent: list[float]) -> Callable:
     """A function that adds what its calls take to the one number in `spent`."""
 
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         start = clock()
-        out = function(*arguments)
+        out = function(*arguments, **options)
         spent[0] += clock() - start
         return out
 

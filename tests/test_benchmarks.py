@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY, tiny_model, tiny_processor
+
+from jca.affwild2 import load_affwild2
+from jca.preparation import prepare
+from jca.synthetic import make_synthetic
 
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -161,6 +166,26 @@ def test_a_table_is_printed_and_written_and_parameters_are_the_authors(tmp_path)
     code, _, errors = script("check.py", file, file)
     assert code == 2
     assert "has no ratios" in errors
+
+
+def test_hops_of_clips_and_of_tracks(tmp_path):
+    corpus = make_synthetic(tmp_path / "corpus", 0, 1, seconds=6, num_proc=1)
+    prepare({"validation": load_affwild2(corpus, "validation")}, tmp_path / "prepared", tiny_processor(), num_proc=1)
+    models = {"clips": tiny_model(), "tracks": tiny_model(video_config={**TINY["video_config"], "tracks": True})}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tiny_processor().save_pretrained(tmp_path / name)
+    file, plot = tmp_path / "table.json", tmp_path / "plot.png"
+    code, _, errors = script(
+        "hops.py", tmp_path / "prepared", *(tmp_path / name for name in models), "--json", file, "--plot", plot
+    )
+    assert code == 0, errors[-2000:]
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [row["hop"] for row in rows] == ["1", "2", "4", "8", "16", "32"] * 2
+    for first in (0, 6):
+        assert rows[first]["of hop 1's time"] == 1 > rows[first + 3]["of hop 1's time"] > 0
+    assert len({row["CCC"] for row in rows[:6]} | {row["CCC, smoothed as in the paper"] for row in rows[:6]}) > 6
+    assert plot.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
