@@ -1,7 +1,7 @@
 """Joint cross-attention audio-visual emotion recognition. Importing `jca` registers everything with Transformers."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.models.auto.video_processing_auto import (
@@ -33,6 +33,15 @@ if "audio-visual-emotion" not in PIPELINE_REGISTRY.supported_tasks:
     )
 
 import_module("jca.backends")  # registers exported models
+
+if TYPE_CHECKING:
+    from jca.affwild2 import load_affwild2 as load_affwild2
+    from jca.corpus import load_corpus as load_corpus
+    from jca.csv_corpus import load_csv as load_csv
+    from jca.features import extract_features as extract_features
+    from jca.preparation import load_prepared as load_prepared
+    from jca.preparation import prepare as prepare
+    from jca.timeline import Timeline as Timeline
 
 _LAZY = {  # they import `datasets` and more, which a model needs not
     "Timeline": "jca.timeline",

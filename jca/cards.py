@@ -124,6 +124,10 @@ def read_metrics(file: Path) -> dict[str, Any]:
             f"{file} has no entry `best`: it is not what training leaves beside a model. Move it elsewhere, and the "
             "card has no figures."
         )
+    if not all(isinstance(metrics.get(key) or {}, dict) for key in ("best", "reported")):
+        raise ValueError(
+            f"{file} has something else than figures in `best` or `reported`: it is not what training left."
+        )
     return metrics
 
 
@@ -131,7 +135,13 @@ def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
     config, processor = JCAConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
     file = folder / "metrics.json"
     metrics = read_metrics(file) if file.exists() else {}
-    example = (repo_id, "or a folder of it") if repo_id else (".", "this folder")
+    wanted = ["ccc", *(f"{kind}_{name}" for kind in METRICS for name in config.id2label.values())]
+    figures = metrics.get("reported") or metrics.get("best") or {}
+    if missing := [name for name in wanted if metrics and not isinstance(figures.get(name), int | float)]:
+        raise ValueError(f"{file} has no {', '.join(missing)}, and is of another model or was changed.")
+    example = (
+        (f'model="{repo_id}", revision="COMMIT"', "or a folder of it") if repo_id else ('model="."', "this folder")
+    )
     try:
         return model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
     except UndefinedError as error:
@@ -149,7 +159,8 @@ def recipe_card(path: str | Path, metrics: dict[str, Any] | None = None) -> Mode
     """
     recipe = load_recipe(path)
     metrics = metrics or {"recipe": recipe.path, "settings": {"encoders": recipe.encoders}}
-    example = (f"{recipe.output_dir}/seed-{metrics.get('seed', 0)}/fusion", "as training leaves it")
+    folder = f"{recipe.output_dir}/seed-{metrics.get('seed', 0)}/fusion"
+    example = (f'model="{folder}"', "as training leaves it")
     return model_card(JCAConfig(**recipe.model), build_processor(recipe), Path(path).stem, example, metrics)
 
 
@@ -190,7 +201,7 @@ def model_card(
 
     Args:
         name: of the model, in `model-index`.
-        example: folder or repository of the model, and a comment on it, for the example of use.
+        example: what opens the model, as arguments of `pipeline`, and a comment on it, for the example of use.
         metrics: content of `metrics.json`, or of a model without figures what is known: its `recipe` and `settings`, if any.
     """
     about, labels = corpus_of(metrics), list(config.id2label.values())
@@ -247,8 +258,8 @@ def model_card(
         window_seconds=f"{clip * processor.num_clips:.1f}",
         faces=FACES[processor.video_processor.faces] if sees else None,
         detects=sees and processor.video_processor.faces == "detect",
-        model=example[0],
-        model_comment=example[1],
+        arguments=example[0],
+        comment=example[1],
         figures=figures,
         units=units,
         split=split,

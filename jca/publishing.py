@@ -1,10 +1,9 @@
 """A model's folder becomes a repository of the Hub, in one commit; what else a run left in it stays where it is. The
-synthetic corpus goes there too, and comes back."""
+synthetic corpus goes there too."""
 
 import io
 import json
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +15,16 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RevisionNotFoundError,
-    XetDownloadError,
 )
+from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_imports
 
 from jca.cards import dataset_card, differing_figures, eval_results_file, is_edited, public_metrics, write_card
-from jca.corpus import write_whole
-from jca.synthetic import ORIGIN_FILE, SETTINGS_FILE, claim, read_settings, video_files, videos
+from jca.synthetic import SETTINGS_FILE, read_settings, video_files, videos
 
 
 # What none of these names is never sent: not checkpoints/, logs/, caches, optimizer states nor halves of files
@@ -42,20 +41,16 @@ PUBLISHED = (
     "pictures/*.png",
 )
 EVAL_RESULTS = ".eval_results/jca.yaml"  # made of the metrics, where they are of a data set of the Hub
-# What a repository has of another model or corpus, and would be opened in the place of what is sent
+# What a repository has of another model or corpus, and would be opened or shown in the place of what is sent
 STALE = re.compile(
-    r"model[^/]*\.safetensors(\.index\.json)?|\.eval_results/jca\.yaml|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
+    r"model[^/]*\.safetensors(\.index\.json)?|(fusion|check)\.safetensors|(video_encoder|audio_encoder|fusion)\.onnx"
+    r"|\.eval_results/jca\.yaml|pictures/epoch-\d+\.png|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
 )
 LARGE = 10_000_000  # bytes
-ANOTHER = "Name a data set that scripts/publish.py sent, or make the corpus here, without the Hub."
 
 
 class PublishingError(OSError):
     """A folder could not be published; the message is one for people, with the remedy."""
-
-
-class FetchingError(OSError):
-    """A corpus could not be fetched; the message is one for people, with the remedy."""
 
 
 class Publication(NamedTuple):
@@ -71,7 +66,7 @@ def find_files(folder: Path) -> list[Path]:
     The files of a model's folder that are published, sorted.
 
     Raises:
-        PublishingError: if the folder holds no model, or one of the files is a link that leads out of it.
+        PublishingError: if the folder holds no model, or not its code, or one of the files is a link that leads out of it.
     """
     paths = (path for pattern in PUBLISHED for path in folder.glob(pattern) if path.name[0] != ".")
     files = [path for path in paths if _inside(path, folder).is_file()]
@@ -81,7 +76,37 @@ def find_files(folder: Path) -> list[Path]:
             f"{folder} holds no model, which is config.json and *.safetensors: name the folder that `save_pretrained` or "
             "training wrote."
         )
+    if missing := sorted(_code_files(files) - names):
+        raise PublishingError(
+            f"{folder} lacks {', '.join(missing)}, without which nobody opens the model: save it again by `save_pretrained` "
+            "of the model and of the processor, which put their code beside them."
+        )
     return sorted(files)
+
+
+def _code_files(files: list[Path]) -> set[str]:
+    """Names of the files with the classes that the configurations among `files` name, and of what these import."""
+    named: set[str] = set()
+    for path in (path for path in files if path.name.endswith("config.json")):
+        try:
+            config = json.loads(path.read_text("utf-8"))
+            pipelines = [entry["impl"] for entry in config.get("custom_pipelines", {}).values()]
+            for value in [*config.get("auto_map", {}).values(), *pipelines]:
+                classes = [value] if isinstance(value, str) else value
+                named |= {
+                    name.split(".")[0] for name in classes if name and "--" not in name
+                }  # else of another repository
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PublishingError(
+                f"{path} is no configuration ({in_one_line(error)}): save the model again."
+            ) from error
+    waiting, code = sorted(named), set()
+    while waiting:
+        name = f"{waiting.pop()}.py"
+        if name not in code:
+            code.add(name)
+            waiting += [module for path in files if path.name == name for module in get_relative_imports(path)]
+    return code
 
 
 def _inside(path: Path, folder: Path) -> Path:
@@ -112,9 +137,13 @@ def prepare(folder: Path, repo_id: str) -> list[CommitOperationAdd]:
     corpus: the face crops of a video as one archive, since the Hub wants fewer files than there are frames.
 
     Raises:
-        PublishingError: as `find_files`; if no card can be written, or an edited one has other figures than the metrics; if
-            a corpus is not complete.
+        PublishingError: as `find_files`; if `repo_id` can be no name of a repository; if no card can be written, or an
+            edited one has other figures than the metrics; if a corpus is not complete.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishingError(f"{repo_id} was not published: {in_one_line(error)}.") from error
     files = _corpus_files(folder, repo_id) if is_corpus(folder) else _model_files(folder, repo_id)
     return [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
 
@@ -125,14 +154,18 @@ def _model_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     try:
         content = json.loads(metrics.read_text()) if metrics.exists() else {}
     except ValueError as error:
-        raise PublishingError(f"{metrics} is no JSON ({_line(error)}): correct it, or take it away.") from error
-    if is_edited(card):
+        raise PublishingError(f"{metrics} is no JSON ({in_one_line(error)}): correct it, or take it away.") from error
+    try:
+        edited = is_edited(card)
+    except ValueError as error:
+        raise PublishingError(f"{card} is no text in UTF-8 ({in_one_line(error)}): save it as that.") from error
+    if edited:
         try:
             wrong = differing_figures(folder)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise PublishingError(
-                f"The metadata of {card} can not be read, or compared with {metrics.name}: {_line(error)}. Correct it, or "
-                "move the card elsewhere and a new one is written."
+                f"The metadata of {card} can not be read, or compared with {metrics.name}: {in_one_line(error)}. Correct "
+                "it, or move the card elsewhere and a new one is written."
             ) from error
         if wrong:
             raise PublishingError(
@@ -143,7 +176,9 @@ def _model_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
         try:
             write_card(folder, repo_id if "/" in repo_id else None)
         except (OSError, ValueError) as error:
-            raise PublishingError(f"No card could be written: {_line(error)}. Or write {card} yourself.") from error
+            raise PublishingError(
+                f"No card could be written: {in_one_line(error)}. Or write {card} yourself."
+            ) from error
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in find_files(folder)}
     if (public := public_metrics(content)) != content:
         files[metrics.name] = json.dumps(public, indent=1).encode()
@@ -213,7 +248,7 @@ def publish(
     """
     operations = prepare(folder, repo_id)
     api, kind = HfApi(), "dataset" if is_corpus(folder) else "model"
-    with explained(api.endpoint, repo_id):
+    with explained(in_one_line(api.endpoint), repo_id):
         whole = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True).repo_id
         if whole != repo_id:  # cards name it
             repo_id, operations = whole, prepare(folder, whole)
@@ -238,7 +273,7 @@ def publish(
         )
         if tag:
             _tag(api, repo_id, kind, tag, commit.oid)
-    return Publication(commit.pr_url or commit.commit_url, commit.oid, commit.oid != before.sha)
+    return Publication(in_one_line(commit.pr_url or commit.commit_url), commit.oid, commit.oid != before.sha)
 
 
 def _tag(api: HfApi, repo_id: str, kind: str, tag: str, commit: str) -> None:
@@ -250,101 +285,6 @@ def _tag(api: HfApi, repo_id: str, kind: str, tag: str, commit: str) -> None:
             f"Commit {commit} of {repo_id} is published without a tag, since {tag} is the name of {target}: choose another "
             "and run the same command again."
         )
-
-
-def fetch_synthetic(repo_id: str, root: str | Path) -> Path:
-    """
-    Fetch a synthetic corpus that `publish` sent, file by file as `make_synthetic` made it. Videos that are there are kept,
-    and a run that was stopped goes on; a corpus that is there and complete asks for no connection.
-
-    Args:
-        repo_id: data set of the Hub; its settings are those of the corpus.
-        root: folder to make or to complete. What comes of the Hub is written under names that are known before.
-
-    Returns:
-        `root`.
-
-    Raises:
-        FetchingError: if it can not be fetched, or is no synthetic corpus.
-        ValueError: if `root` holds a corpus with other settings, or other files.
-    """
-    root, api = Path(root), HfApi()
-    origin = root / ORIGIN_FILE
-    here = origin.exists() and json.loads(origin.read_text())["hub"] == repo_id
-    if here and not _missing(root, read_settings(root / SETTINGS_FILE)):
-        return root
-    staging = root / ".hub"
-    try:
-        commit = api.dataset_info(repo_id).sha
-        options = {"repo_type": "dataset", "revision": commit}
-        settings = _settings_of(api.hf_hub_download(repo_id, SETTINGS_FILE, **options), repo_id)
-        claim(root, settings)
-        missing = _missing(root, settings)
-        files = [path for name, split in missing.items() for path in video_files(Path(), name, split)]
-        names = [path.as_posix() if path.suffix else f"{path.as_posix()}.tar" for path in files]
-        if names:
-            api.snapshot_download(repo_id, local_dir=staging, allow_patterns=names, **options)
-    except (OSError, HTTPError, RuntimeError, XetDownloadError) as error:
-        raise FetchingError(_why_not_fetched(error, api.endpoint, repo_id)) from error
-    for name, split in missing.items():
-        _place(staging, root, repo_id, name, split)
-    write_whole(origin, lambda part: part.write_text(json.dumps({"hub": repo_id, "revision": commit}) + "\n"))
-    shutil.rmtree(staging, ignore_errors=True)
-    return root
-
-
-def _why_not_fetched(error: BaseException, endpoint: str, repo_id: str) -> str:
-    match error:
-        case OfflineModeIsEnabled():
-            return f"HF_HUB_OFFLINE is set, so that {repo_id} can not be fetched: unset it."
-        case RemoteEntryNotFoundError():
-            return f"{repo_id} is no synthetic corpus: there is no {SETTINGS_FILE} in it. {ANOTHER}"
-        case HfHubHTTPError() if error.response.status_code in (401, 403, 404):
-            return (
-                f"{endpoint} shows no data set {repo_id}: see to its name; if it is private, run `hf auth login` or set "
-                "HF_TOKEN."
-            )
-    return (
-        f"{repo_id} could not be fetched from {endpoint} ({_line(error)}): run the same command again, what has arrived is "
-        "not fetched twice."
-    )
-
-
-def _settings_of(file: str, repo_id: str) -> dict:
-    try:
-        return read_settings(Path(file))
-    except ValueError as error:
-        raise FetchingError(
-            f"{repo_id} is no synthetic corpus: its {SETTINGS_FILE} is not what scripts/make_synthetic.py writes. {ANOTHER}"
-        ) from error
-
-
-def _missing(root: Path, settings: dict) -> dict[str, str]:
-    return {name: split for name, split in videos(settings).items() if not video_files(root, name, split)[2].exists()}
-
-
-def _place(staging: Path, root: Path, repo_id: str, name: str, split: str) -> None:
-    """One video from what was fetched to its place; the annotation last, which says that the others are there."""
-    (media, crops, annotation), places = (video_files(folder, name, split) for folder in (staging, root))
-    archive, part = crops.with_suffix(".tar"), crops.with_suffix(".part")
-    for folder in (part, places[1]):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        part.mkdir()
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:  # nothing but the pictures, under their own names
-                if not re.fullmatch(r"\d{5,}\.jpg", member.name) or not member.isreg() or member.issparse():
-                    raise tarfile.ReadError(f"{member.name[:80]!r} is no face crop")
-                (part / member.name).write_bytes(tar.extractfile(member).read())
-        media.replace(places[0])
-        part.replace(places[1])
-        annotation.replace(places[2])
-    except (FileNotFoundError, tarfile.TarError) as error:
-        archive.unlink(missing_ok=True)  # to be fetched anew
-        raise FetchingError(
-            f"{repo_id} is not complete, or damaged, at {name} ({_line(error)}): whoever sent it is to run "
-            "scripts/publish.py again, or make the corpus here, without the Hub."
-        ) from error
 
 
 @contextmanager
@@ -370,7 +310,7 @@ def _explanation(error: BaseException, endpoint: str, repo_id: str) -> str:
         case RevisionNotFoundError():
             return f"{repo_id} has no such revision: name a branch that exists, or leave it out for main."
         case HfHubHTTPError():
-            said = f" ({_line(error.server_message)})" if error.server_message else ""
+            said = f" ({in_one_line(error.server_message)})" if error.server_message else ""
             match error.response.status_code:
                 case 401:
                     return (
@@ -399,13 +339,17 @@ def _explanation(error: BaseException, endpoint: str, repo_id: str) -> str:
                 case status:
                     return f"{endpoint} answered {status}{said}: if it is not your doing, wait and {again}"
         case ConnectionError() if "xet-write-token" in str(error):
-            return f"{endpoint} takes no uploads by Xet ({_line(error)}): set HF_HUB_DISABLE_XET=1 and {again}"
+            return f"{endpoint} takes no uploads by Xet ({in_one_line(error)}): set HF_HUB_DISABLE_XET=1 and {again}"
         case HTTPError() | ConnectionError() | RuntimeError():  # the last are of Xet
-            return f"The connection to {endpoint} broke ({_line(error)}): {again}"
+            return (
+                f"The connection to {endpoint} broke ({in_one_line(error)}): see to the network and to HF_ENDPOINT and "
+                f"{again}"
+            )
         case JSONDecodeError() | KeyError():
-            return f"{endpoint} does not answer as a Hub does ({_line(error)}): see to HF_ENDPOINT."
-    return f"{repo_id} was not published: {_line(error)}."
+            return f"{endpoint} does not answer as a Hub does ({in_one_line(error)}): see to HF_ENDPOINT."
+    return f"{repo_id} was not published: {in_one_line(error)}."
 
 
-def _line(text: object) -> str:
-    return re.sub(r"\s+", " ", str(text)).strip(" .")
+def in_one_line(text: object) -> str:
+    """Text in one line, and without the name and password that an address may hold."""
+    return re.sub(r"\s+", " ", re.sub(r"(?<=://)[^/\s]*@", "", str(text))).strip(" .")

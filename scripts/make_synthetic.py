@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from jca.publishing import fetch_synthetic
+from jca.fetching import fetch_synthetic
 from jca.synthetic import SETTINGS_FILE, make_synthetic
 
 

@@ -23,7 +23,9 @@ def main():
     kind.add_argument("--tag", help="of the commit, by which others pin it")
     kind.add_argument("--create_pr", action="store_true", help="make a pull request instead of a commit")
     parser.add_argument("--message", help="of the commit (default: Publish the model)")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be published and send nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write the card and list what would be sent, without asking the Hub"
+    )
     arguments = vars(parser.parse_args())
     folder, repo_id, dry_run = (arguments.pop(name) for name in ("folder", "repo_id", "dry_run"))
     try:

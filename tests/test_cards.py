@@ -376,10 +376,10 @@ def test_its_example_runs(model_folder, silent_video, tmp_path, repo_id):
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines = [line for line in code.splitlines() if line]
     assert len(lines) == 4
+    assert ('revision="COMMIT"' in code) == ("in the place of `COMMIT`" in card) == bool(repo_id)
     commit, cached = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hf/hub/models--somebody--jca-tiny"
     shutil.copytree(folder, cached / "snapshots" / commit)
-    (cached / "refs").mkdir()
-    (cached / "refs/main").write_text(commit)
+    code = code.replace("COMMIT", commit)
     here = tmp_path if repo_id else folder
     shutil.copy(silent_video, here / "video.mp4")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -418,6 +418,22 @@ def test_cards_of_the_repository_are_written_and_not_edited(name, monkeypatch):
     options = " --metrics model_cards/demo_metrics.json" if metrics else ""
     command = f"python scripts/make_card.py recipes/{name}.yaml{options} > model_cards/{name}.md"
     assert command in (ROOT / "model_cards/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"best": [0.8]}, "has something else than figures in `best` or `reported`"),
+        ({**METRICS, "reported": "0.8"}, "has something else than figures in `best` or `reported`"),
+        ({"best": {"ccc": 0.8, "ccc_valence": 0.8}}, "has no ccc_arousal, mse_valence, .*is of another model"),
+        ({**METRICS, "reported": {**METRICS["reported"], "mse_arousal": None}}, "has no mse_arousal, and"),
+    ],
+)
+def test_metrics_of_something_else_are_refused(tmp_path, metrics, reason):
+    folder = make_folder(tmp_path / "model", metrics)
+    with pytest.raises(ValueError, match=rf"metrics\.json {reason}"):
+        write_card(folder)
+    assert not (folder / "README.md").exists()
 
 
 def test_the_script_prints_the_card_of_a_recipe_or_one_sentence():

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from jca import load_affwild2
-from jca.publishing import FetchingError, PublishingError, fetch_synthetic, find_files, is_large, publish
+from jca.fetching import FetchingError, fetch_synthetic
+from jca.publishing import PublishingError, find_files, is_large, publish
 from jca.synthetic import make_synthetic
 
 
@@ -181,11 +182,11 @@ def test_what_changed_is_sent_and_weights_of_before_go(hub, folder):
     shards = [path.name for path in folder.glob("model-*.safetensors")]
     assert len(shards) > 1
     (folder / "metrics.json").write_text("{}")
+    (folder / "pictures/epoch-000.png").rename(folder / "pictures/epoch-001.png")
     publish(folder, "jca", message="Another seed")
     files = files_at(hub)
-    assert sorted(files) == sorted(
-        [name for name in PUBLISHED if name != "model.safetensors"] + shards + ["model.safetensors.index.json"]
-    )
+    kept = [name for name in PUBLISHED if name not in ("model.safetensors", "pictures/epoch-000.png")]
+    assert sorted(files) == sorted([*kept, *shards, "model.safetensors.index.json", "pictures/epoch-001.png"])
     changed = [*shards, "model.safetensors.index.json", "metrics.json"]
     assert hub.received == {files[name].oid: len(files[name].content) for name in changed}
     assert hub.repositories["someone/jca"].at("main").message == "Another seed"
@@ -280,6 +281,10 @@ def test_what_is_no_card_or_no_metrics(hub, folder):
     (folder / "metrics.json").write_text("{")
     with pytest.raises(PublishingError, match=r"metrics\.json is no JSON .*: correct it, or take it away"):
         publish(folder, "someone/jca")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "README.md").write_bytes("# Von Hand geprüft\n".encode("latin-1"))
+    with pytest.raises(PublishingError, match=r"README\.md is no text in UTF-8 .*: save it as that"):
+        publish(folder, "someone/jca")
     assert not hub.requests
 
 
@@ -347,6 +352,23 @@ def test_links_out_of_the_folder_are_refused(hub, folder, tmp_path, name):
         path.symlink_to(folder / "inside")
         publish(folder, "jca")
         assert files_at(hub)[name].content == (folder / "inside").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["modeling_jca.py", "pipeline_jca.py", "processing_jca.py", "encoders_jca.py", "sources_jca.py"]
+)
+def test_a_model_without_its_code_is_refused(hub, folder, name):
+    (folder / name).unlink()
+    with pytest.raises(PublishingError, match=rf"lacks {name}, without which nobody opens the model: save it again"):
+        publish(folder, "jca")
+    assert not hub.requests
+
+
+def test_what_is_no_configuration_is_refused(hub, folder):
+    (folder / "processor_config.json").write_text("[]")
+    with pytest.raises(PublishingError, match=r"processor_config\.json is no configuration .*: save the model again"):
+        publish(folder, "jca")
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -480,6 +502,21 @@ def test_a_namespace_of_others_is_refused(hub, folder):
 def test_a_name_that_is_none_is_refused(hub, folder):
     with pytest.raises(PublishingError, match="a//b was not published: .*a//b"):
         publish(folder, "a//b")
+    assert not hub.requests
+
+
+def test_a_password_in_the_address_is_not_shown(hub, folder, tmp_path):
+    address = hub.url.replace("://", "://zoe:secret@")
+    settings = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": address}
+    commands = (["publish.py", folder, "jca"], ["make_synthetic.py", tmp_path / "new", "--hub", "someone/corpus"])
+    for reason in ("does not know you|shows no data set", "HF_ENDPOINT and run the same command"):
+        for name, *arguments in commands:
+            run = process(hub, tmp_path / "home", ROOT / "scripts" / name, *arguments, **settings)
+            assert run.returncode == 1
+            assert re.search(rf"{hub.url}\b.*({reason})", run.stderr), run.stderr[-3000:]
+            assert "secret" not in run.stdout + run.stderr
+        hub.shutdown()
+        hub.server_close()
 
 
 def test_a_token_that_is_wrong_is_not_shown(hub, folder, tmp_path):
@@ -514,7 +551,9 @@ def test_a_place_that_is_no_hub(hub, folder):
         publish(folder, "jca")
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(PublishingError, match="The connection to .* broke"):
+    with pytest.raises(
+        PublishingError, match="The connection to .* broke .*see to the network and to HF_ENDPOINT and run"
+    ):
         publish(folder, "jca")
 
 
@@ -615,7 +654,9 @@ def test_a_download_that_is_cut_off_goes_on(hub, corpus, tmp_path):
     publish(corpus, "jca-synthetic")
     archive = files_at(hub, DATASET)["cropped_aligned/synthetic-0001.tar"].oid
     hub.faults = [Fault(f"GET /lfs/{archive}", "drop")] * 20
-    with pytest.raises(FetchingError, match=r"could not be fetched from .*: run the same command again"):
+    with pytest.raises(
+        FetchingError, match=r"could not be fetched from .*: see to the network and to HF_ENDPOINT and run the same"
+    ):
         fetch_synthetic("someone/jca-synthetic", tmp_path / "fetched")
     there = len([*(tmp_path / "fetched/.hub").rglob("*.mp4"), *(tmp_path / "fetched/.hub").rglob("*.tar")])
     hub.faults.clear()

@@ -29,6 +29,7 @@ from media import write_video
 from transformers import pipeline
 
 import jca
+from jca.cards import write_card
 from jca.timeline import Timeline
 
 
@@ -322,11 +323,13 @@ def test_no_code_is_run_that_came_as_data(path):
     assert found == []
 
 
-def test_examples_run_remote_code_of_a_revision_or_of_a_folder():
+def test_examples_run_remote_code_of_a_revision_or_of_a_folder(tmp_path):
     example = re.compile(r"(?:pipeline|from_pretrained)\(([^()]*?trust_remote_code=True[^()]*)\)")
     local = re.compile(r"""(?:^|model=)\s*["'](?:\.|\./[^"']*|runs/[^"']*)["']""")
     pinned = re.compile(r"revision=")
-    for path in DOCUMENTS:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    for path in [*DOCUMENTS, write_card(tmp_path, "someone/jca")]:
         for arguments in example.findall(path.read_text(encoding="utf-8")):
             assert local.search(arguments) or pinned.search(arguments), f"{path.name}: {arguments}"
 
