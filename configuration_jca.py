@@ -154,7 +154,7 @@ class _EncoderSpec(SubConfigSpec):
     """Any encoder of Transformers, and ours, which `AutoConfig` knows only where `jca` was imported."""
 
     def get_config_class(self, model_type: str | None = None) -> type[PreTrainedConfig]:
-        return OWN_ENCODER_CONFIGS.get(model_type) or super().get_config_class(model_type)
+        return OWN_ENCODER_CONFIGS.get(model_type or "") or super().get_config_class(model_type)
 
     def create_subconfig(self, key: str, subconfig: Any = None, **kwargs: Any) -> Any:
         if isinstance(subconfig, dict):

@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -420,7 +420,8 @@ def read_arrays(data: bytes) -> Iterator[np.ndarray]:
     byte that says how many bytes of padding come, these, and the array's own (joblib/numpy_pickle.py).
     """
     stream = io.BytesIO(data)
-    numbers, shape, previous = [], None, ""
+    shape: Any = None
+    numbers, previous = [], ""
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name == "NEWOBJ":
             numbers, shape = [], None

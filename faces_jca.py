@@ -170,13 +170,13 @@ def speaking_scores(
         `np.ndarray` of shape `(n,)`, in [-1, 1]; NaN where it can not be said: under `MIN_PAIRS` moments, or one of the two
         does not change.
     """
-    motion, loudness, times = (np.asarray(values, np.float64) for values in (motion, loudness, times))
-    known = np.isfinite(motion) & np.isfinite(loudness)
-    first = np.searchsorted(times, times - window / 2, "left")
-    last = np.searchsorted(times, times + window / 2, "right")
-    scores = np.full(len(times), np.nan)
+    series, at = np.asarray([motion, loudness], np.float64), np.asarray(times, np.float64)
+    known = np.isfinite(series).all(0)
+    first = np.searchsorted(at, at - window / 2, "left")
+    last = np.searchsorted(at, at + window / 2, "right")
+    scores = np.full(len(at), np.nan)
     for index, near in enumerate(map(slice, first, last)):
-        pairs = np.stack([motion[near], loudness[near]])[:, known[near]]
+        pairs = series[:, near][:, known[near]]
         if pairs.shape[1] >= MIN_PAIRS:
             moved, heard = pairs - pairs.mean(1, keepdims=True)
             spread = np.sqrt((moved**2).sum() * (heard**2).sum())

@@ -73,9 +73,8 @@ def smoothing_sizes(names: Sequence[str], smoothing: int | str | Mapping[str, in
     """Frames of the moving average of each output that has one, by its name; arguments as of [`timeline`]."""
     if smoothing is None:
         return {}
-    if smoothing == "paper":
-        smoothing = PAPER_SMOOTHING
-    sizes = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
+    smoothing = PAPER_SMOOTHING if smoothing == "paper" else smoothing
+    sizes: Mapping[str, Any] = smoothing if isinstance(smoothing, Mapping) else dict.fromkeys(names, smoothing)
     for size in sizes.values():
         check_smoothing(size)
     if unknown := set(sizes) - set(names) - set(PAPER_SMOOTHING):
@@ -324,10 +323,10 @@ class AudioVisualEmotionPipeline(ChunkPipeline):
         }
 
     def preprocess(self, inputs: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        previous = None
-        for window in self._windows(inputs, **options):
-            if previous is not None:
-                yield {"is_last": False, **previous}
+        windows = self._windows(inputs, **options)
+        previous = next(windows)  # a video that is read has a window
+        for window in windows:
+            yield {"is_last": False, **previous}
             previous = window
         yield {"is_last": True, **previous}
 

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +107,9 @@ def nearest_frames(times: np.ndarray, positions: np.ndarray, frame_rate: float) 
 
 
 class Seen(NamedTuple):
-    """A face in a frame: its id, its crop, and what the rows say of it."""
+    """A face in a frame: its id, its crop, and what the rows say of it; of a frame without one the id is None."""
 
-    face: int
+    face: int | None
     crop: Any  # (size, size, 3) uint8, a picture's bytes or path, which is read only if a clip needs it, or None
     box: list[float] | None = None  # x0, y0, x1, y1 in px of the displayed picture
     face_detected: bool = False
@@ -349,7 +350,7 @@ def fill_lost(
     filled: list[list[Seen]],
     times: Sequence[float],
     first: int,
-    last_seen: Mapping[int, float],
+    last_seen: Mapping[int | None, float],
     max_lost: float,
     causal: bool,
 ) -> None:
@@ -400,15 +401,15 @@ class WindowBuffer:
         self.every = math.gcd(hop, processor.clip_stride)  # grid frames from one use to the next
         self.rate = processor.feature_extractor.sampling_rate
         self.sound, self.has_sound = Waveform(), False
-        self.crops: dict[int, dict[int, Any]] = {}  # of each face by grid frame
+        self.crops: dict[int | None, dict[int, Any]] = {}  # of each face by grid frame
         self.num_frames = 0  # grid frames that are known
         self.start = 0  # grid frame with which the next block begins
-        self.origin = None  # seconds of the first frame on the media's clock
-        self.newest = None  # (seconds from the first frame, picture) of the newest frame
+        self.origin: Any = None  # seconds of the first frame on the media's clock
+        self.newest: Any = None  # (seconds from the first frame, picture) of the newest frame
         self.shown: list[Shown] = []  # frames before the newest: those whose rows are out, for context, and the others
         self.num_rows_out = 0  # of the frames in `shown`
         self.number = 0  # of the next frame whose rows go out
-        self.last_seen: dict[int, float] = {}  # seconds at which each face was in the rows that are out
+        self.last_seen: dict[int | None, float] = {}  # seconds at which each face was in the rows that are out
 
     def _position(self, seconds: float) -> int:
         return round((self.origin + seconds) * self.rate)
@@ -592,7 +593,7 @@ class WindowBuffer:
         for frame, seen in zip(self.shown[self.num_rows_out : count], filled[self.num_rows_out : count], strict=True):
             low = self._position(frame.seconds)
             audible = self.sound.read(low, low + round(period * self.rate))[1]
-            for face in sorted(seen, key=lambda face: face.face) or [Seen(None, None)]:
+            for face in sorted(seen, key=attrgetter("face")) or [Seen(None, None)]:
                 rows.append(
                     {
                         "time": round(frame.seconds, 6),
@@ -625,7 +626,7 @@ class WindowBuffer:
         pieces = [self.sound.read(low, high)[0] for low, high in pairwise(positions)]
         power = np.array([0.0, *(np.square(piece).mean() if len(piece) else 0.0 for piece in pieces)])
         loudness = 10 * np.log10(power + 1e-8)  # dB between one look and the next
-        motion: dict[int, list] = {}
+        motion: dict[int | None, list] = {}
         for index, frame in enumerate(looked):
             for face in frame.seen:
                 if face.mouth_motion is not None:

@@ -86,7 +86,7 @@ class FastEncoder(nn.Module):
     """
 
     def __init__(
-        self, run: Run, size: int, reads: str, origin: bytes = b"", tracks: bool = False, pictures: bool = False
+        self, run: Run, size: int | None, reads: str, origin: bytes = b"", tracks: bool = False, pictures: bool = False
     ):
         super().__init__()
         self.run, self.main_input_name = run, reads
@@ -324,8 +324,8 @@ class ExportedJCAModel(FastJCAModel):
         if config is None:
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
         config.validate_backend()  # `AutoConfig` sets what it is given without
-        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub = {name: kwargs[name] for name in hub if name in kwargs}
+        places = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub = {name: kwargs[name] for name in places if name in kwargs}
         name = "float32" if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
         if name not in DTYPES[config.backend]:
             raise ValueError(
@@ -363,7 +363,7 @@ def open_onnx(path: Path, dtype: str) -> tuple[Run, str]:
 def open_openvino(path: Path, dtype: str) -> tuple[Run, str]:
     """The same with OpenVINO."""
     # tells Google Analytics of every import of OpenVINO, which has a stub for where it is not installed
-    sys.modules.setdefault("openvino_telemetry", None)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -378,7 +379,7 @@ def build_config(settings: dict, weights: dict[str, Tensor]) -> JCAConfig:
     labels = [label for label in LABELS if f"regressors.{label}.fc1.weight" in weights]
     given = [modality for modality in MODALITIES if any(name.startswith(f"{modality}_encoder.") for name in weights)]
     modalities = MODALITIES if labels else given
-    arguments = {"fusion": "concat"} if len(modalities) == 1 else {}
+    arguments: dict[str, Any] = {"fusion": "concat"} if len(modalities) == 1 else {}
     for name, value in settings.items():
         section, _, name = name.rpartition(".")
         (arguments.setdefault(section, {}) if section else arguments)[name] = value

@@ -150,7 +150,7 @@ def make_row(
     }
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     Let `write` make a file beside `path` and give it its name when it is complete: one that is there is whole, also after a
     run that was killed or two at a time.

@@ -189,8 +189,7 @@ def load_csv(
                 video_id, media, labels, about.fps, folder, subject=subject, recording=recording, notes=about.notes
             )
         )
-    problems = [f"{path}, line {line}: {text}" for line, text in sorted(problems)]
-    return make_dataset(rows, problems, path, on_error)
+    return make_dataset(rows, [f"{path}, line {line}: {text}" for line, text in sorted(problems)], path, on_error)
 
 
 def _read(path: Path) -> tuple[dict[str, list[str]], list[int], list[tuple[int, str]]]:

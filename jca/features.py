@@ -114,8 +114,8 @@ def encode_window(
         clips = clips.to(model.device, model.dtype, non_blocking=True)
         mask = inputs[f"{modality}_mask"]
         if modality == "video" and "frame_mask" in inputs:
-            frames = (inputs[name].to(model.device) for name in ("frame_mask", "clip_frames"))
-            features = model.get_track_features(clips, *frames, sizes=sizes)
+            present, chosen = (inputs[name].to(model.device) for name in ("frame_mask", "clip_frames"))
+            features = model.get_track_features(clips, present, chosen, sizes=sizes)
         else:
             features = getattr(model, f"get_{modality}_features")(clips, mask.to(model.device))
         out[f"{modality}_features"] = features[0].half().cpu().numpy()

@@ -105,7 +105,7 @@ def _readers(source: Any, limits: Limits) -> tuple[Any, Any]:
     if isinstance(source, (str, os.PathLike)):
         scheme = urlsplit(os.fspath(source)).scheme.lower()
         if scheme in ("http", "https"):
-            source = fetch(source, limits)
+            source = fetch(os.fspath(source), limits)
         elif scheme not in LIVE_PROTOCOLS:
             return source, source
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -148,7 +148,7 @@ def _encode(pictures: Any, sound: Any, timeline: Timeline, out: Any, limits: Lim
 # Sound ---------------------------------------------------------------------------------------------------------------
 
 
-def _sound_packets(container: Any, stream: Any, out: Any, start: Fraction, limits: Limits) -> Iterator[Any]:
+def _sound_packets(container: Any, stream: Any, out: Any, start: float | Fraction, limits: Limits) -> Iterator[Any]:
     """The packets of a stream, `start` seconds earlier, for a stream of `out` that is made at once: as they are, or as AAC
     if `out` can not hold them."""
     packets = (p for p in Packets(container, container.name, limits) if p.stream is stream)
@@ -218,7 +218,8 @@ def _canvases(pictures: Any, timeline: Timeline, limits: Limits) -> Iterator[tup
     """Seconds on the media's clock and painted picture `(height, width, 3)` uint8 RGB of every frame."""
     from PIL import Image
 
-    number, origin, scene, picture, last_boxes = 0, 0.0, None, None, {}
+    scene: Scene
+    number, origin, picture, last_boxes = 0, 0.0, None, {}
     order = np.argsort(timeline.frame, kind="stable")
     frames = timeline.frame[order]
     begin, end = time_limits(timeline)
@@ -277,14 +278,16 @@ def _scene(timeline: Timeline, shown: tuple[int, int]) -> Scene:
     scale = max(SMALLEST / max(shown), 1)
     picture = round(shown[0] * scale), round(shown[1] * scale)
     # even, as H.264 needs it, and with room for gauges
-    size = tuple(-(-max(side, least) // 2) * 2 for side, least in zip(picture, (SMALLEST, SMALLEST // 2), strict=True))
-    unit = max(min(size) // 22, 11)
-    strip, plot = _strip(timeline, size[0], unit)
+    width, height = (
+        -(-max(side, least) // 2) * 2 for side, least in zip(picture, (SMALLEST, SMALLEST // 2), strict=True)
+    )
+    unit = max(min(width, height) // 22, 11)
+    strip, plot = _strip(timeline, width, unit)
     return Scene(
         unit,
         ImageFont.load_default(unit),
-        size,
-        ((size[0] - picture[0]) // 2, (size[1] - picture[1]) // 2, *picture),
+        (width, height),
+        ((width - picture[0]) // 2, (height - picture[1]) // 2, *picture),
         main_faces(timeline),
         strip,
         plot,

@@ -146,8 +146,8 @@ def predict_files(
     if explain:
         check_modalities(pipe.model)
     check_names(sources, save)
-    settings = {"model": _fingerprint(pipe.model.name_or_path), "backend": backend}
-    settings |= {"hop": hop, "smoothing": smoothing, "faces": faces}
+    model = _fingerprint(pipe.model.name_or_path)
+    settings = {"model": model, "backend": backend, "hop": hop, "smoothing": smoothing, "faces": faces}
     _claim(folder, settings, overwrite)
     for source, name in sources.items():
         files = {kind: folder / f"{name}{SUFFIXES[kind]}" for kind in save}
@@ -160,7 +160,7 @@ def predict_files(
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", IncompleteMediaWarning)
-                options = {"hop": hop, "faces": faces, "limits": limits}
+                options: dict[str, Any] = {"hop": hop, "faces": faces, "limits": limits}
                 rows = pipe.stream(source, smoothing=smoothing, **options)
                 timeline = Timeline.from_rows(rows if quiet else _with_bar(rows, source), name=Path(name).name)
                 folder.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def subject_look(row: Mapping, processor: JCAProcessor) -> Look | None:
     look, _ = processor.look(processor.video_processor.faces)
 
     def largest(seconds: float, frame: Any) -> list[Seen]:
-        faces = look(seconds, frame)
+        faces: list[Any] = look(seconds, frame)
         if len(faces) > 1:
             faces = [max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))]
         return [face._replace(face=0) for face in faces] or [Seen(0, None)]

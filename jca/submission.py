@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def validate_submission(
 def _read(path: str | Path, videos: dict[str, int], located_only: bool = False) -> tuple[_Rows, list[str]]:
     """Rows of a file and what is wrong with each; `videos` numbers the videos and gets those that are new."""
     keys, lines, values = array("q"), array("q"), array("d")
-    found = defaultdict(list)  # of each rule the runs of lines that break it
+    found: dict[str, list[list[Any]]] = defaultdict(list)  # of each rule the runs of lines that break it
 
     def note(line: int, rule: str, text: str) -> None:
         if found[rule] and found[rule][-1][1] == line - 1:

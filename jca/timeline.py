@@ -193,9 +193,8 @@ class Timeline:
         Raises:
             ValueError: if a size is not an odd number of at least 1, or of something else.
         """
-        if size == "paper":
-            size = PAPER_SMOOTHING
-        sizes = size if isinstance(size, Mapping) else dict.fromkeys(PAPER_SMOOTHING, size)
+        size = PAPER_SMOOTHING if size == "paper" else size
+        sizes: Mapping[str, Any] = size if isinstance(size, Mapping) else dict.fromkeys(PAPER_SMOOTHING, size)
         if unknown := set(sizes) - set(PAPER_SMOOTHING):
             raise ValueError(f"smoothing names {sorted(unknown)}, and what can be smoothed is {list(PAPER_SMOOTHING)}.")
         columns = {name: getattr(self, name).copy() for name in sizes}
@@ -543,7 +542,7 @@ class Timeline:
 
     def _peaks(self, name: str, runs: Sequence[np.ndarray], count: int) -> list[dict[str, Any]]:
         """The most prominent local extrema of a column within runs of rows, in the order of time."""
-        found = []
+        found: list[dict[str, Any]] = []
         for rows in runs:
             for sign, kind in ((1, "maximum"), (-1, "minimum")):
                 for index, prominence in maxima(sign * getattr(self, name)[rows]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class ClipDataset(torch.utils.data.Dataset):
                 f"No labelled clip of these {len(rows)} videos holds {modality}: there is nothing to learn from."
             )
         self.rows, self.ends, self.labels = (np.concatenate(parts) for parts in (videos, ends, labels))
-        self._open = None  # of this process: files are opened where they are read
+        self._open: Any = None  # of this process: files are opened where they are read
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_open": None}
@@ -225,7 +226,7 @@ class MediaWindowDataset(PlacedWindows):
         videos = [PreparedVideo(path, processor) for path in self.paths]
         self.times, self.frame_labels = [video.times for video in videos], [frame_labels(row) for row in rows]
         self.place([video.num_grid_frames for video in videos], processor, hop, every_phase)
-        self._open = None
+        self._open: Any = None
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_open": None}
