@@ -23,6 +23,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import UndefinedError
+from transformers import AutoConfig
 
 from configuration_jca import JCAConfig
 from jca.recipes import build_processor, load_recipe
@@ -132,7 +133,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
-    config, processor = JCAConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
+    config, processor = AutoConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
     file = folder / "metrics.json"
     metrics = read_metrics(file) if file.exists() else {}
     wanted = ["ccc", *(f"{kind}_{name}" for kind in METRICS for name in config.id2label.values())]
@@ -144,8 +145,8 @@ def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
     )
     try:
         return model_card(config, processor, repo_id or folder.resolve().name, example, metrics)
-    except UndefinedError as error:
-        raise ValueError(f"{file} lacks what training leaves in it: {error}.") from error
+    except (AttributeError, KeyError, TypeError, UndefinedError) as error:
+        raise ValueError(f"{file} lacks what training leaves in it, or has something else there: {error}.") from error
 
 
 def recipe_card(path: str | Path, metrics: dict[str, Any] | None = None) -> ModelCard:
@@ -260,6 +261,8 @@ def model_card(
         detects=sees and processor.video_processor.faces == "detect",
         arguments=example[0],
         comment=example[1],
+        backend=getattr(config, "backend", None),  # of exported models
+        precision=getattr(config, "precision", None),
         figures=figures,
         units=units,
         split=split,

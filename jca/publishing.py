@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -22,7 +22,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from jca.backends import CHECK, WEIGHTS, ExportedJCAConfig
 from jca.cards import dataset_card, differing_figures, eval_results_file, is_edited, public_metrics, write_card
 from jca.synthetic import SETTINGS_FILE, read_settings, video_files, videos
 
@@ -44,9 +46,10 @@ EVAL_RESULTS = ".eval_results/jca.yaml"  # made of the metrics, where they are o
 # What a repository has of another model or corpus, and would be opened or shown in the place of what is sent
 STALE = re.compile(
     r"model[^/]*\.safetensors(\.index\.json)?|(fusion|check)\.safetensors|(video_encoder|audio_encoder|fusion)\.onnx"
-    r"|\.eval_results/jca\.yaml|pictures/epoch-\d+\.png|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
+    r"|metrics\.json|\.eval_results/jca\.yaml|pictures/epoch-\d+\.png|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
 )
 LARGE = 10_000_000  # bytes
+SAVE_AGAIN = "save it again by `save_pretrained` of the model and of the processor, which put their code beside them."
 
 
 class PublishingError(OSError):
@@ -66,53 +69,99 @@ def find_files(folder: Path) -> list[Path]:
     The files of a model's folder that are published, sorted.
 
     Raises:
-        PublishingError: if the folder holds no model, or not its code, or one of the files is a link that leads out of it.
+        PublishingError: if the folder holds no model, or not all of its weights and code, or one of the files is a link that
+            leads out of it.
     """
     paths = (path for pattern in PUBLISHED for path in folder.glob(pattern) if path.name[0] != ".")
-    files = [path for path in paths if _inside(path, folder).is_file()]
-    names = {path.name for path in files}
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+    files = sorted(path for path in paths if _inside(path, folder).is_file())
+    there = {path.name: path for path in files if path.parent == folder}
+    if "config.json" not in there or not any(name.endswith(".safetensors") for name in there):
         raise PublishingError(
             f"{folder} holds no model, which is config.json and *.safetensors: name the folder that `save_pretrained` or "
             "training wrote."
         )
-    if missing := sorted(_code_files(files) - names):
+    if missing := sorted(_needed_files(there) - set(there)):
         raise PublishingError(
-            f"{folder} lacks {', '.join(missing)}, without which nobody opens the model: save it again by `save_pretrained` "
-            "of the model and of the processor, which put their code beside them."
+            f"{folder} lacks {', '.join(missing)}, without which nobody opens the model: {SAVE_AGAIN}"
         )
-    return sorted(files)
+    return files
 
 
-def _code_files(files: list[Path]) -> set[str]:
-    """Names of the files with the classes that the configurations among `files` name, and of what these import."""
-    named: set[str] = set()
-    for path in (path for path in files if path.name.endswith("config.json")):
-        try:
-            config = json.loads(path.read_text("utf-8"))
-            pipelines = [entry["impl"] for entry in config.get("custom_pipelines", {}).values()]
-            for value in [*config.get("auto_map", {}).values(), *pipelines]:
-                classes = [value] if isinstance(value, str) else value
-                named |= {
-                    name.split(".")[0] for name in classes if name and "--" not in name
-                }  # else of another repository
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PublishingError(
-                f"{path} is no configuration ({in_one_line(error)}): save the model again."
-            ) from error
-    waiting, code = sorted(named), set()
+def _needed_files(files: dict[str, Path]) -> set[str]:
+    """
+    Names of the files without which a model is not opened: its weights, and the code that its configurations name, with
+    what that imports.
+
+    Args:
+        files: those of its folder, by name.
+    """
+    with _as_saved(files["config.json"]) as config:
+        exported = config["model_type"] == ExportedJCAConfig.model_type  # has no code of its own
+        waiting = [] if exported else _modules(config, {"AutoConfig", "AutoModel"})
+        needed = {"processor_config.json", "model.safetensors"}
+        if exported:
+            graphs = (f"{modality}_encoder.onnx" for modality in config["modalities"])
+            needed = {"processor_config.json", WEIGHTS, CHECK, *graphs}
+    if SAFE_WEIGHTS_INDEX_NAME in files:
+        with _as_saved(files[SAFE_WEIGHTS_INDEX_NAME]) as index:
+            needed = {"processor_config.json", *index["weight_map"].values()}
+    if "processor_config.json" in files:
+        with _as_saved(files["processor_config.json"]) as config:
+            waiting += _modules(config, {"AutoProcessor"})
     while waiting:
         name = f"{waiting.pop()}.py"
-        if name not in code:
-            code.add(name)
-            waiting += [module for path in files if path.name == name for module in get_relative_imports(path)]
-    return code
+        if name in files and name not in needed:
+            try:
+                waiting += get_relative_imports(files[name])
+            except ValueError as error:
+                raise PublishingError(
+                    f"{files[name]} is no text in UTF-8 ({in_one_line(error)}): {SAVE_AGAIN}"
+                ) from error
+        needed.add(name)
+    return needed
+
+
+@contextmanager
+def _as_saved(path: Path) -> Iterator[dict[str, Any]]:
+    """
+    The content of a JSON file.
+
+    Raises:
+        PublishingError: if it is none, or lacks what is looked for in the block.
+    """
+    try:
+        yield json.loads(path.read_text("utf-8"))
+    except PublishingError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PublishingError(f"{path} is not as `save_pretrained` writes it: {SAVE_AGAIN}") from error
+
+
+def _modules(config: dict[str, Any], kinds: set[str]) -> list[str]:
+    """The modules that a configuration and those within it name; classes of `kinds` are among theirs."""
+    classes = [config["auto_map"][kind] for kind in kinds]
+    for inner in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        classes += inner.get("auto_map", {}).values()
+        classes += [pipeline["impl"] for pipeline in inner.get("custom_pipelines", {}).values()]
+    for name in classes:
+        if "--" in name:
+            raise PublishingError(
+                f"The code of the model is in another repository, {name.split('--')[0]}, of which no revision is pinned: "
+                f"{SAVE_AGAIN}"
+            )
+        if not re.fullmatch(r"\w+\.\w+", name):
+            raise ValueError(name)
+    return [name.split(".")[0] for name in classes]
 
 
 def _inside(path: Path, folder: Path) -> Path:
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise PublishingError(f"{path} can not be followed ({in_one_line(error)}): take the link away.") from error
+    if not place.is_relative_to(folder.resolve()):
         raise PublishingError(
-            f"{path} leads out of the folder, to {path.resolve()}: put the file itself there, or take the link away."
+            f"{path} leads out of the folder, to {place}: put the file itself there, or take the link away."
         )
     return path
 
@@ -152,17 +201,17 @@ def _model_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     find_files(folder)
     card, metrics = folder / "README.md", folder / "metrics.json"
     try:
-        content = json.loads(metrics.read_text()) if metrics.exists() else {}
-    except ValueError as error:
+        content = json.loads(metrics.read_text("utf-8")) if metrics.exists() else {}
+    except (OSError, ValueError) as error:
         raise PublishingError(f"{metrics} is no JSON ({in_one_line(error)}): correct it, or take it away.") from error
     try:
         edited = is_edited(card)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise PublishingError(f"{card} is no text in UTF-8 ({in_one_line(error)}): save it as that.") from error
     if edited:
         try:
             wrong = differing_figures(folder)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise PublishingError(
                 f"The metadata of {card} can not be read, or compared with {metrics.name}: {in_one_line(error)}. Correct "
                 "it, or move the card elsewhere and a new one is written."
@@ -182,7 +231,11 @@ def _model_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in find_files(folder)}
     if (public := public_metrics(content)) != content:
         files[metrics.name] = json.dumps(public, indent=1).encode()
-    if isinstance(content, dict) and (results := eval_results_file(content)):
+    try:
+        results = eval_results_file(content) if isinstance(content, dict) else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PublishingError(f"{metrics} is not what training left ({in_one_line(error)}): take it away.") from error
+    if results:
         files.setdefault(EVAL_RESULTS, results.encode())
     return files
 
@@ -238,7 +291,7 @@ def publish(
         repo_id: as "name" or "organization/name".
         private: makes a private repository; one that is public already is refused.
         revision: branch, made from `main` if it does not exist, or "refs/pr/1" for a pull request that is open; `main` if
-            left out.
+            left out or empty.
         tag: given to the commit.
         create_pr: makes a pull request instead of a commit on the branch.
         message: of the commit.
@@ -246,7 +299,7 @@ def publish(
     Raises:
         PublishingError: if it was not published, with the reason and the remedy.
     """
-    operations = prepare(folder, repo_id)
+    operations, revision = prepare(folder, repo_id), revision or None
     api, kind = HfApi(), "dataset" if is_corpus(folder) else "model"
     with explained(in_one_line(api.endpoint), repo_id):
         whole = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True).repo_id
@@ -257,6 +310,12 @@ def publish(
                 f"{repo_id} is there already and public: make it private in its settings, or publish without `--private`."
             )
         if revision and not create_pr and not revision.startswith("refs/"):
+            tags = [ref.name for ref in api.list_repo_refs(repo_id, repo_type=kind).tags]
+            if revision in tags or re.fullmatch("[0-9a-f]{40}", revision):
+                raise PublishingError(
+                    f"{revision} is a tag or a commit of {repo_id}, and no branch: name one in its place, or give the new "
+                    "commit a tag of its own."
+                )
             api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
         before = api.repo_info(repo_id, repo_type=kind, revision=revision)
         names = {operation.path_in_repo for operation in operations}
@@ -307,6 +366,8 @@ def _explanation(error: BaseException, endpoint: str, repo_id: str) -> str:
     match error:
         case OfflineModeIsEnabled():
             return f"HF_HUB_OFFLINE is set, so that nothing can be sent to {endpoint}: unset it and {again}"
+        case UnicodeEncodeError():  # in the header of a request
+            return "HF_TOKEN, or what `hf auth login` stored, is no token: it holds letters that none has."
         case RevisionNotFoundError():
             return f"{repo_id} has no such revision: name a branch that exists, or leave it out for main."
         case HfHubHTTPError():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from transformers import AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor, pip
 import jca
 from jca import backends
 from jca.backends import ExportedJCAModel, FastJCAModel, export, load_pipeline, optimize
+from jca.cards import write_card
 from jca.features import describe_features
+from jca.publishing import PublishingError, find_files
 
 
 ROOT = Path(__file__).parents[1]
@@ -434,6 +437,28 @@ def test_a_fast_model_is_not_saved(model, exported, tmp_path):
             fast.save_pretrained(tmp_path)
         assert not fast.train().video_encoder.training
         assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+@pytest.mark.parametrize(("name", "needs"), [("exported", "onnx"), ("int8", "onnx,openvino")])
+def test_an_exported_folder_is_published_with_a_card_that_opens_it(request, name, needs, silent_video, tmp_path):
+    folder = shutil.copytree(request.getfixturevalue(name), tmp_path / "published")
+    card = write_card(folder).read_text("utf-8")
+    assert f"Needs `pip install 'jca[{needs}]'`" in card
+    assert ("in int8" in card) == (name == "int8")
+    assert "trust_remote_code" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    shutil.copy(silent_video, folder / "video.mp4")
+    run = [sys.executable, "-c", f"{code}\nprint('ROWS', len(rows))"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+    assert "ROWS 40" in run.stdout, run.stderr[-3000:]
+    assert 'revision="COMMIT")' in write_card(folder, "someone/jca").read_text("utf-8")
+    for path in ("video_encoder.onnx", "fusion.safetensors", "check.safetensors", "processor_config.json"):
+        assert path in {file.name for file in find_files(folder)}
+        (folder / path).rename(tmp_path / path)
+        with pytest.raises(PublishingError, match=rf"lacks {path}, without which nobody opens the model"):
+            find_files(folder)
+        (tmp_path / path).rename(folder / path)
 
 
 @pytest.mark.parametrize("backend", [None, "torch", "onnx", "openvino"])

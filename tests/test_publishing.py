@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from jca import load_affwild2
 from jca.fetching import FetchingError, fetch_synthetic
-from jca.publishing import PublishingError, find_files, is_large, publish
+from jca.publishing import PublishingError, is_large, publish
 from jca.synthetic import make_synthetic
 
 
@@ -192,6 +192,15 @@ def test_what_changed_is_sent_and_weights_of_before_go(hub, folder):
     assert hub.repositories["someone/jca"].at("main").message == "Another seed"
 
 
+def test_figures_of_the_model_before_go(hub, folder):
+    (folder / "README.md").unlink()
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    publish(folder, "jca")
+    (folder / "metrics.json").unlink()
+    publish(folder, "jca", revision="")
+    assert sorted(files_at(hub)) == [name for name in PUBLISHED if name != "metrics.json"]
+
+
 def test_push_to_hub_of_transformers(hub, model_folder, silent_video, tmp_path):
     code = """
 import sys
@@ -285,6 +294,29 @@ def test_what_is_no_card_or_no_metrics(hub, folder):
     (folder / "README.md").write_bytes("# Von Hand geprüft\n".encode("latin-1"))
     with pytest.raises(PublishingError, match=r"README\.md is no text in UTF-8 .*: save it as that"):
         publish(folder, "someone/jca")
+    (folder / "README.md").write_text("---\ntags: 7\n---\n")
+    with pytest.raises(PublishingError, match=r"The metadata of .*README\.md can not be read"):
+        publish(folder, "someone/jca")
+    (folder / "README.md").unlink()
+    for change in ({"corpus": 5}, {"settings": 5}, {"seconds": "x"}, {"time": 5}, {"recipe": 5}):
+        (folder / "metrics.json").write_text(json.dumps({**METRICS, **change}))
+        with pytest.raises(
+            PublishingError, match=r"metrics\.json lacks what training leaves in it, or has something else"
+        ):
+            publish(folder, "someone/jca")
+    for name in ("README.md", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+        with pytest.raises(PublishingError, match=name.replace(".", r"\.")):
+            publish(folder, "someone/jca")
+        (folder / name).rmdir()
+    (folder / "modeling_jca.py").write_bytes(b"# \xfc\n")
+    with pytest.raises(PublishingError, match=r"modeling_jca\.py is no text in UTF-8"):
+        publish(folder, "someone/jca")
+    (folder / "a_config.json").symlink_to(folder / "a_config.json")
+    if sys.version_info < (3, 13):  # where it is passed over
+        with pytest.raises(PublishingError, match=r"a_config\.json can not be followed .*: take the link away"):
+            publish(folder, "someone/jca")
     assert not hub.requests
 
 
@@ -328,13 +360,6 @@ def test_scores_on_a_data_set_of_the_hub(hub, folder):
     assert files_at(hub)[".eval_results/jca.yaml"].content == b"[]\n"
 
 
-def test_exported_graphs_are_published(folder):
-    (folder / "video_encoder.onnx").write_bytes(PICTURE)
-    save_file({}, folder / "check.safetensors")
-    names = {path.name for path in find_files(folder)}
-    assert {"video_encoder.onnx", "check.safetensors"} < names
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "pictures", "pictures/other.png", "README.md"])
 def test_links_out_of_the_folder_are_refused(hub, folder, tmp_path, name):
     path, outside = folder / name, tmp_path / "outside"
@@ -364,9 +389,47 @@ def test_a_model_without_its_code_is_refused(hub, folder, name):
     assert not hub.requests
 
 
-def test_what_is_no_configuration_is_refused(hub, folder):
-    (folder / "processor_config.json").write_text("[]")
-    with pytest.raises(PublishingError, match=r"processor_config\.json is no configuration .*: save the model again"):
+ELSEWHERE = {
+    "AutoConfig": "someone/code--configuration_jca.JCAConfig",
+    "AutoModel": "someone/code--modeling_jca.JCAModel",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("config.json", [], r"config\.json is not as `save_pretrained` writes it: save it again"),
+        ("config.json", {"auto_map": None}, r"config\.json is not as `save_pretrained` writes it: save it again"),
+        ("config.json", {"auto_map": {}}, r"config\.json is not as `save_pretrained` writes it: save it again"),
+        ("config.json", {"auto_map": {"AutoConfig": "../a.B", "AutoModel": "a.B"}}, r"config\.json is not as"),
+        ("config.json", {"custom_pipelines": {"audio-visual-emotion": {}}}, r"config\.json is not as"),
+        (
+            "config.json",
+            {"auto_map": ELSEWHERE},
+            "is in another repository, someone/code, of which no revision is pinned",
+        ),
+        ("processor_config.json", {"auto_map": {}}, r"processor_config\.json is not as"),
+        ("processor_config.json", None, r"lacks processor_config\.json, without which nobody opens the model"),
+        ("model.safetensors", None, r"lacks model\.safetensors, without which"),
+    ],
+)
+def test_a_model_that_nobody_could_open_is_refused(hub, folder, name, change, sentence):
+    save_file({}, folder / "adapter.safetensors")
+    if change is None:
+        (folder / name).unlink()
+    else:
+        whole = {**json.loads((folder / name).read_text()), **change} if change else []
+        (folder / name).write_text(json.dumps(whole))
+    with pytest.raises(PublishingError, match=sentence):
+        publish(folder, "jca")
+    assert not hub.requests
+
+
+def test_weights_in_parts_are_all_there(hub, folder):
+    tiny_model().save_pretrained(folder, max_shard_size="20KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(PublishingError, match=f"lacks {shard.name}, without which"):
         publish(folder, "jca")
     assert not hub.requests
 
@@ -407,6 +470,11 @@ def test_branch_and_tag(hub, folder):
         publish(folder, "jca", revision="trial", tag="v1")
     assert repository.refs["refs/tags/v1"] == publication.commit
     publish(folder, "jca", revision="trial", tag="v2")
+    for revision in ("v1", publication.commit):
+        with pytest.raises(
+            PublishingError, match=f"{revision} is a tag or a commit of someone/jca, and no branch: name one"
+        ):
+            publish(folder, "jca", revision=revision)
     assert repository.refs["refs/heads/trial"] == repository.refs["refs/tags/v2"] != publication.commit
 
 
@@ -528,6 +596,15 @@ def test_a_token_that_is_wrong_is_not_shown(hub, folder, tmp_path):
     )
     assert "Traceback" not in run.stderr
     assert "hf_anotherSecret" not in run.stderr
+
+
+def test_what_is_no_token(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_schlüssel")
+    with pytest.raises(
+        PublishingError, match=r"HF_TOKEN, .*, is no token: it holds letters that none has\.$"
+    ) as caught:
+        publish(folder, "jca")
+    assert "schl" not in str(caught.value)
 
 
 def test_without_a_token(hub, folder, monkeypatch):
