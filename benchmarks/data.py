@@ -132,7 +132,10 @@ def extract_here(folder: Path, num_workers: int) -> None:
     torch.manual_seed(0)
     model, processor, inside = jca.JCAModel(jca.JCAConfig(**TINY)).eval(), jca.JCAProcessor(), [0.0]
     pixels, sound = torch.zeros(1, 1, 8, 3, 112, 112), torch.zeros(1, 1, 64, 107)
-    work = operations(lambda: (model.get_video_features(pixels), model.get_audio_features(sound)))  # of a clip
+    work = {  # of a clip
+        "video": operations(lambda: model.get_video_features(pixels)),
+        "audio": operations(lambda: model.get_audio_features(sound)),
+    }
     for modality in ("video", "audio"):
         setattr(
             model,
@@ -144,9 +147,11 @@ def extract_here(folder: Path, num_workers: int) -> None:
     start = time.perf_counter()
     features = extract_features(dataset, model, processor, 8, cache, num_workers)
     seconds = time.perf_counter() - start
-    clips = sum(len(ends) for ends in features.with_format("numpy")["end_frames"])
-    here = clips / int(os.environ["WORLD_SIZE"])  # the processes share them
-    share = work * here / inside[0] / product_peak()
+    # of those that a mask leaves out none is computed
+    computed = {name: sum(mask.sum() for mask in features.with_format("numpy")[f"{name}_mask"]) for name in work}
+    clips = int(max(computed.values()))
+    here = sum(work[name] * computed[name] for name in work) / int(os.environ["WORLD_SIZE"])  # the processes share them
+    share = here / inside[0] / product_peak()
     print(json.dumps({"seconds": seconds, "inside": inside[0], "clips": clips, "of the peak": share}), flush=True)
 
 
