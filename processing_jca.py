@@ -563,8 +563,9 @@ class WindowBuffer:
         """Grid frames of the clip of a face that ends with grid frame `end`, see [`clip_frames`]."""
         processor, crops = self.processor, self.crops.get(face, {})
         low = end - processor.span + 1
-        first = max(low, 0) if low < 0 else low + (-low - 1) % self.every  # the first of those that clips use
-        present = [g for g in range(first, min(end + 1, self.num_frames), 1 if low < 0 else self.every) if g in crops]
+        cut = low < 0 or (low == 0 and self.num_frames < processor.span)  # off by the start of the video, or its end
+        first = max(low, 0) if cut else low + (-low - 1) % self.every  # the first of those that clips use
+        present = [g for g in range(first, min(end + 1, self.num_frames), 1 if cut else self.every) if g in crops]
         return clip_frames(present, processor.clip_length, processor.clip_stride)
 
     def clip_waveform(self, end: int) -> tuple[np.ndarray, bool]:

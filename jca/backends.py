@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
@@ -143,7 +144,30 @@ def plain_copy(model: JCAModel) -> JCAModel:
     """A copy in float32 that may be changed."""
     if isinstance(model, FastJCAModel):
         raise ValueError("This model was made for inference already: give the model that it was made of.")
+    check_kind(model.config, "The model")
     return copy.deepcopy(model).float().requires_grad_(False).eval()
+
+
+def check_kind(config: PreTrainedConfig, name: str) -> None:
+    """Raises ValueError if a model is none of ours; classes of remote code have the same `model_type`."""
+    if config.model_type not in (JCAConfig.model_type, ExportedJCAConfig.model_type):
+        raise ValueError(
+            f"{name} is a {config.model_type!r}, which is an encoder at most: give a JCAModel, such as of "
+            "`JCAModel.from_encoders`."
+        )
+
+
+def load_tensors(path: str) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): export the model anew.") from error
 
 
 def fusion_weights(model: JCAModel) -> dict[str, torch.Tensor]:
@@ -331,7 +355,7 @@ class ExportedJCAModel(FastJCAModel):
             raise ValueError(
                 f'backend={config.backend!r} has no dtype={name!r}: choose "float32", or "bfloat16" with backend="openvino".'
             )
-        check = load_file(cached_file(source, CHECK, **hub))
+        check = load_tensors(cached_file(source, CHECK, **hub))
         encoders = {}
         for modality in config.modalities:
             path = Path(cached_file(source, f"{modality}_encoder.onnx", **hub))
@@ -347,7 +371,12 @@ class ExportedJCAModel(FastJCAModel):
             size = feature_size(getattr(config, f"{modality}_config"))
             origin = path.read_bytes() + f"{config.backend} {name}".encode()
             encoders[modality] = FastEncoder(run, size, reads, origin, pictures=clips.ndim == 4)
-        return cls.assemble(config, encoders, load_file(cached_file(source, WEIGHTS, **hub)))
+        weights = load_tensors(cached_file(source, WEIGHTS, **hub))
+        try:
+            return cls.assemble(config, encoders, weights)
+        except RuntimeError as error:  # of names or shapes, in lines
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{WEIGHTS} of {source} is of another model ({reason}): export the model anew.") from error
 
 
 def open_onnx(path: Path, dtype: str) -> tuple[Run, str]:
@@ -431,6 +460,7 @@ def export(
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_extra(package, "onnx")
+    check_kind(model.config, "The model")
     if "video" in model.config.modalities and getattr(model.config.video_config, "tracks", False):
         raise ValueError(
             "The video encoder of this model was trained for tracks (tracks=True), and a graph would read each clip alone: "
@@ -576,8 +606,8 @@ def load_pipeline(
         device: for PyTorch; graphs run on the CPU.
 
     Raises:
-        ImportError, ValueError: if the backend is not installed, is not known, or computes something else here, or if graphs
-            are asked for of a model that is not exported.
+        ImportError, ValueError: if the backend is not installed, is not known, or computes something else here, if graphs
+            are asked for of a model that is not exported, or if the model is no JCAModel.
         OSError: if there is no such folder or repository, or it holds no model.
     """
     if backend not in (None, "torch", *DTYPES):
@@ -593,6 +623,7 @@ def load_pipeline(
         raise OSError(
             f"There is no folder {source}, and no model could be read from the Hub by this name: {error}"
         ) from error
+    check_kind(config, f"The model in {source}")
     if graphs and config.model_type != ExportedJCAConfig.model_type:
         raise ValueError(f"{source} holds no graphs for {backend=}: scripts/export.py makes a folder of them.")
     processor, model = AutoProcessor.from_pretrained(source), AutoModel.from_pretrained(source, **graphs)

@@ -16,8 +16,9 @@ import pytest
 import torch
 from conftest import TINY_VIDEO, tiny_model, tiny_processor
 from media import write_video
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor, pipeline
+from transformers import AutoModel, AutoProcessor, ResNetConfig, ResNetModel, Wav2Vec2FeatureExtractor, pipeline
 
 import jca
 from jca import backends
@@ -312,6 +313,32 @@ def test_what_is_no_graph_is_refused(exported, tmp_path, backend):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["check.safetensors", "fusion.safetensors"])
+def test_damaged_tensors_are_refused(exported, tmp_path, name):
+    folder = shutil.copytree(exported, tmp_path / "damaged")
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*: export the model anew"):
+        load_pipeline(folder, "onnx")
+    if name == "fusion.safetensors":
+        save_file(dict(list(load_file(exported / name).items())[1:]), folder / name)
+        with pytest.raises(ValueError, match=rf"{name} of .*damaged is of another model .*: export the model anew"):
+            load_pipeline(folder, "onnx")
+
+
+def test_a_model_that_is_an_encoder_is_refused(tmp_path):
+    model = ResNetModel(ResNetConfig(**{**RESNET, "num_channels": 1}))
+    model.save_pretrained(tmp_path / "encoder")
+    tiny_processor().save_pretrained(tmp_path / "encoder")
+    for backend in (None, "torch"):
+        with pytest.raises(ValueError, match=r"The model in .*encoder is a 'resnet', which is an encoder at most"):
+            load_pipeline(tmp_path / "encoder", backend)
+    for make in (lambda: optimize(model, tiny_processor()), lambda: export(model, tiny_processor(), tmp_path / "new")):
+        with pytest.raises(ValueError, match="The model is a 'resnet', which is an encoder at most: give a JCAModel"):
+            make()
+    assert not (tmp_path / "new").exists()
+
+
 def test_batch_normalisation_that_reads_no_convolution_stays():
     model = trained()
     width = model.video_encoder.config.hidden_sizes[0]

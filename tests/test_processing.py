@@ -248,6 +248,17 @@ def test_crops_of_a_folder(tmp_path):
     assert not collect(tiny_processor(), path, hop=1, crops_dir=tmp_path / "none")[0][31]["video_mask"]
 
 
+@pytest.mark.parametrize("num_frames", [1, 3, 4, 31, 32, 40])
+def test_the_first_whole_clip_is_the_same_at_every_hop(num_frames):
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, 24, 32, 3)).astype(np.uint8)
+    found = [collect(tiny_processor(), frames, hop=hop)[0] for hop in (1, 8, 32)]
+    first, *others = (clips[max(end for end in clips if end <= 31)] for clips in found)
+    assert first["video_mask"]
+    for clip in others:
+        assert clip["video_mask"]
+        np.testing.assert_array_equal(clip["crops"], first["crops"])
+
+
 def test_memory_does_not_hold_the_whole_file(video):
     """Windows come before the file has been read to its end."""
     windows = tiny_processor().windows(video, hop=8)
