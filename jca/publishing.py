@@ -143,15 +143,16 @@ def _modules(config: dict[str, Any], kinds: set[str]) -> list[str]:
     for inner in [config, *(value for value in config.values() if isinstance(value, dict))]:
         classes += inner.get("auto_map", {}).values()
         classes += [pipeline["impl"] for pipeline in inner.get("custom_pipelines", {}).values()]
+    modules = []
     for name in classes:
         if "--" in name:
             raise PublishingError(
                 f"The code of the model is in another repository, {name.split('--')[0]}, of which no revision is pinned: "
                 f"{SAVE_AGAIN}"
             )
-        if not re.fullmatch(r"\w+\.\w+", name):
-            raise ValueError(name)
-    return [name.split(".")[0] for name in classes]
+        module, _ = name.split(".")
+        modules.append(module)
+    return modules
 
 
 def _inside(path: Path, folder: Path) -> Path:
