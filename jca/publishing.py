@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from jca.backends import CHECK, WEIGHTS, ExportedJCAConfig
 from jca.cards import dataset_card, differing_figures, eval_results_file, is_edited, public_metrics, write_card
@@ -95,16 +95,17 @@ def _needed_files(files: dict[str, Path]) -> set[str]:
     Args:
         files: those of its folder, by name.
     """
+    needed, waiting = {"processor_config.json"}, []
     with _as_saved(files["config.json"]) as config:
-        exported = config["model_type"] == ExportedJCAConfig.model_type  # has no code of its own
-        waiting = [] if exported else _modules(config, {"AutoConfig", "AutoModel"})
-        needed = {"processor_config.json", "model.safetensors"}
-        if exported:
-            graphs = (f"{modality}_encoder.onnx" for modality in config["modalities"])
-            needed = {"processor_config.json", WEIGHTS, CHECK, *graphs}
-    if SAFE_WEIGHTS_INDEX_NAME in files:
-        with _as_saved(files[SAFE_WEIGHTS_INDEX_NAME]) as index:
-            needed = {"processor_config.json", *index["weight_map"].values()}
+        if config["model_type"] == ExportedJCAConfig.model_type:  # has no code of its own
+            needed |= {WEIGHTS, CHECK, *(f"{modality}_encoder.onnx" for modality in config["modalities"])}
+        else:
+            waiting += _modules(config, {"AutoConfig", "AutoModel"})
+            if SAFE_WEIGHTS_NAME in files or SAFE_WEIGHTS_INDEX_NAME not in files:
+                needed.add(SAFE_WEIGHTS_NAME)
+            else:
+                with _as_saved(files[SAFE_WEIGHTS_INDEX_NAME]) as index:
+                    needed |= set(index["weight_map"].values())
     if "processor_config.json" in files:
         with _as_saved(files["processor_config.json"]) as config:
             waiting += _modules(config, {"AutoProcessor"})

@@ -427,6 +427,7 @@ def test_a_model_that_nobody_could_open_is_refused(hub, folder, name, change, se
 
 def test_weights_in_parts_are_all_there(hub, folder):
     tiny_model().save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(PublishingError, match=f"lacks {shard.name}, without which"):
