@@ -46,7 +46,8 @@ EVAL_RESULTS = ".eval_results/jca.yaml"  # made of the metrics, where they are o
 # What a repository has of another model or corpus, and would be opened or shown in the place of what is sent
 STALE = re.compile(
     r"model[^/]*\.safetensors(\.index\.json)?|(fusion|check)\.safetensors|(video_encoder|audio_encoder|fusion)\.onnx"
-    r"|metrics\.json|\.eval_results/jca\.yaml|pictures/epoch-\d+\.png|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
+    r"|\w+_jca\.py|metrics\.json|\.eval_results/jca\.yaml|pictures/epoch-\d+\.png"
+    r"|(batch1|cropped_aligned|VA_Est.+)/synthetic-[^/]+"
 )
 LARGE = 10_000_000  # bytes
 SAVE_AGAIN = "save it again by `save_pretrained` of the model and of the processor, which put their code beside them."
@@ -284,9 +285,9 @@ def publish(
 ) -> Publication:
     """
     Send the folder of a model, or of a synthetic corpus, which becomes a data set, to `HF_ENDPOINT` in one commit, only what
-    the repository does not have; if it has everything, there is no commit. Weights or videos in the repository that the
-    folder does not have are removed, since they would be opened in the place of these. A repository that does not exist is
-    made.
+    the repository does not have; if it has everything, there is no commit. Weights, code, figures or videos in the
+    repository that the folder does not have are removed, since they would be taken for those of what is sent. A repository
+    that does not exist is made.
 
     Args:
         folder: of `save_pretrained` or training; gets a README.md if it has none. Or of `make_synthetic`.

@@ -192,11 +192,13 @@ def test_what_changed_is_sent_and_weights_of_before_go(hub, folder):
     assert hub.repositories["someone/jca"].at("main").message == "Another seed"
 
 
-def test_figures_of_the_model_before_go(hub, folder):
+def test_figures_and_code_of_the_model_before_go(hub, folder):
     (folder / "README.md").unlink()
+    (folder / "older_jca.py").write_text("")
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     publish(folder, "jca")
     (folder / "metrics.json").unlink()
+    (folder / "older_jca.py").unlink()
     publish(folder, "jca", revision="")
     assert sorted(files_at(hub)) == [name for name in PUBLISHED if name != "metrics.json"]
 
