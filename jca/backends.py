@@ -157,7 +157,7 @@ def check_kind(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def load_tensors(path: str) -> dict[str, torch.Tensor]:
+def _load_tensors(path: str) -> dict[str, torch.Tensor]:
     """
     The tensors of a safetensors file.
 
@@ -355,7 +355,7 @@ class ExportedJCAModel(FastJCAModel):
             raise ValueError(
                 f'backend={config.backend!r} has no dtype={name!r}: choose "float32", or "bfloat16" with backend="openvino".'
             )
-        check = load_tensors(cached_file(source, CHECK, **hub))
+        check = _load_tensors(cached_file(source, CHECK, **hub))
         encoders = {}
         for modality in config.modalities:
             path = Path(cached_file(source, f"{modality}_encoder.onnx", **hub))
@@ -371,7 +371,7 @@ class ExportedJCAModel(FastJCAModel):
             size = feature_size(getattr(config, f"{modality}_config"))
             origin = path.read_bytes() + f"{config.backend} {name}".encode()
             encoders[modality] = FastEncoder(run, size, reads, origin, pictures=clips.ndim == 4)
-        weights = load_tensors(cached_file(source, WEIGHTS, **hub))
+        weights = _load_tensors(cached_file(source, WEIGHTS, **hub))
         try:
             return cls.assemble(config, encoders, weights)
         except RuntimeError as error:  # of names or shapes, in lines
