@@ -133,6 +133,8 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def _folder_card(folder: Path, repo_id: str | None) -> ModelCard:
+    if not (folder / "config.json").exists():
+        raise OSError(f"{folder} holds no model: there is no config.json in it.")
     config, processor = AutoConfig.from_pretrained(folder), JCAProcessor.from_pretrained(folder)
     file = folder / "metrics.json"
     metrics = read_metrics(file) if file.exists() else {}

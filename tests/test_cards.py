@@ -112,7 +112,7 @@ def test_a_file_that_training_did_not_leave_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.json has no entry `best`.*Move it"):
         write_card(folder)
     assert not (folder / "README.md").exists()
-    with pytest.raises(ValueError, match=r"config\.json"):
+    with pytest.raises(OSError, match=r"config\.json"):
         write_card(tmp_path)
 
 
